@@ -1,0 +1,1 @@
+"""Mutual TLS between workloads: handshakes, records, SPIFFE verification and certificates."""
