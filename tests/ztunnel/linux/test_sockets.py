@@ -96,9 +96,11 @@ def test_sockets_stay_in_their_namespace(namespace: NetworkNamespace) -> None:
     ):
         with other.enter():
             netns.bring_up("lo")
-        with sockets.start_connect(("127.0.0.1", 80), namespace=other) as client:
-            with pytest.raises(ConnectionRefusedError, match="ECONNREFUSED"):
-                connected(client)
+        with (
+            sockets.start_connect(("127.0.0.1", 80), namespace=other) as client,
+            pytest.raises(ConnectionRefusedError, match="ECONNREFUSED"),
+        ):
+            connected(client)
         with sockets.start_connect(("127.0.0.1", 80), namespace=namespace) as client:
             accept(listener).close()
             connected(client)

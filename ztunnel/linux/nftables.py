@@ -1,0 +1,300 @@
+"""nftables over netlink: tables written in one transaction, read back, removed.
+
+Everything here is of the `inet` family; numbers are those of linux/netfilter/nf_tables.h.
+"""
+
+import errno
+import struct
+from collections.abc import Iterable, Sequence
+
+from ztunnel.linux.netlink import (
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    Message,
+    NetlinkError,
+    NetlinkSocket,
+    attribute,
+    attributes,
+    each_attribute,
+    string_of,
+    text,
+)
+from ztunnel.linux.netns import NetworkNamespace
+from ztunnel.linux.nft_expressions import Expression
+from ztunnel.linux.nft_tables import Chain, Element, Rule, Set, Table
+
+NETLINK_NETFILTER = 12
+NFNLGRP_NFTABLES = 7
+_SUBSYSTEM = 10 << 8
+_INET = 1
+
+_NEW_TABLE, _GET_TABLE, _DELETE_TABLE = 0, 1, 2
+_NEW_CHAIN, _GET_CHAIN = 3, 4
+_NEW_RULE, _GET_RULE = 6, 7
+_NEW_SET, _GET_SET = 9, 10
+_NEW_ELEMENT, _GET_ELEMENT, _DELETE_ELEMENT = 12, 13, 14
+_GET_GENERATION = 16
+
+_HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
+_HOOK_NAMES = {number: name for name, number in _HOOKS.items()}
+_SET_IS_MAP = 8
+
+# nft's own numbers for data types: the kernel only carries them, `nft list` shows elements by them.
+_DATA_TYPES = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "inet_service": (13, 2), "mark": (19, 4)}
+_TYPE_BITS = 6
+
+
+class Nftables:
+    """nftables of one namespace. Every method is synchronous and raises NetlinkError."""
+
+    __slots__ = ("_netlink",)
+
+    def __init__(self, namespace: NetworkNamespace | None = None) -> None:
+        self._netlink = NetlinkSocket(NETLINK_NETFILTER, namespace)
+
+    def replace(self, *tables: Table) -> None:
+        """Put these tables in place of those with the same names: all of them, or nothing.
+
+        There is no moment in between: a packet sees the old rules or the new ones.
+        """
+        messages: list[Message] = []
+        names: list[str] = []
+        for table in tables:
+            made = _delete_messages(table.name) + _table_messages(table)
+            messages += made
+            names += [table.name] * len(made)
+        self._commit(messages, names)
+
+    def delete(self, *names: str) -> None:
+        """Remove tables, all or nothing. One that is not there is no error."""
+        messages: list[Message] = []
+        for name in names:
+            messages += _delete_messages(name)
+        self._commit(messages, [name for name in names for _ in range(2)])
+
+    def read(self, name: str) -> Table | None:
+        """The table as the kernel has it, or None. Counters are not part of it."""
+        try:
+            self._netlink.ask(_SUBSYSTEM | _GET_TABLE, _body(text(1, name)))
+        except NetlinkError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+        rules: dict[str, list[Rule]] = {}
+        for message in self._netlink.dump(_SUBSYSTEM | _GET_RULE, _body(text(1, name))):
+            found = attributes(message.body[4:])
+            if string_of(found[1]) == name:
+                rules.setdefault(string_of(found[2]), []).append(_read_rule(found))
+        chains = []
+        for message in self._netlink.dump(_SUBSYSTEM | _GET_CHAIN, _body()):
+            found = attributes(message.body[4:])
+            if string_of(found[1]) == name:
+                chains.append(_read_chain(found, rules))
+        sets = []
+        for message in self._netlink.dump(_SUBSYSTEM | _GET_SET, _body(text(1, name))):
+            found = attributes(message.body[4:])
+            if string_of(found[1]) == name:
+                sets.append(_read_set(found, self.elements(name, string_of(found[2]))))
+        return Table(name, tuple(chains), tuple(sets))
+
+    def table_names(self) -> list[str]:
+        """The names of all `inet` tables of this namespace."""
+        found = self._netlink.dump(_SUBSYSTEM | _GET_TABLE, _body())
+        return [string_of(attributes(message.body[4:])[1]) for message in found]
+
+    def elements(self, table: str, name: str) -> tuple[Element, ...]:
+        """What a set holds now."""
+        body = _body(text(1, table) + text(2, name))
+        found: list[Element] = []
+        for message in self._netlink.dump(_SUBSYSTEM | _GET_ELEMENT, body):
+            for _, raw in each_attribute(attributes(message.body[4:]).get(3, b"")):
+                found.append(_read_element(attributes(raw)))
+        return tuple(found)
+
+    def add_elements(self, table: str, name: str, elements: Sequence[Element]) -> None:
+        """Add to a set in one transaction. One that is already there keeps its old comment."""
+        body = _elements_body(table, name, elements)
+        self._commit([Message(_SUBSYSTEM | _NEW_ELEMENT, NLM_F_CREATE, body)], [table])
+
+    def delete_elements(self, table: str, name: str, elements: Sequence[Element]) -> None:
+        """Take out of a set in one transaction. One that is not there is an error (ENOENT)."""
+        body = _elements_body(table, name, elements)
+        self._commit([Message(_SUBSYSTEM | _DELETE_ELEMENT, 0, body)], [table])
+
+    def replace_elements(
+        self, table: str, name: str, old: Sequence[Element], new: Sequence[Element]
+    ) -> None:
+        """Swap elements in one transaction, e.g. one for itself with another comment."""
+        messages = []
+        if old:
+            body = _elements_body(table, name, old)
+            messages.append(Message(_SUBSYSTEM | _DELETE_ELEMENT, 0, body))
+        if new:
+            body = _elements_body(table, name, new)
+            messages.append(Message(_SUBSYSTEM | _NEW_ELEMENT, NLM_F_CREATE, body))
+        if messages:
+            self._commit(messages, [table] * len(messages))
+
+    def generation(self) -> int:
+        """A number that changes with every change of any table in this namespace."""
+        answer = self._netlink.ask(_SUBSYSTEM | _GET_GENERATION, _body())
+        (number,) = struct.unpack("!I", attributes(answer.body[4:])[1])
+        return int(number)
+
+    def close(self) -> None:
+        self._netlink.close()
+
+    def __enter__(self) -> "Nftables":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _commit(self, messages: Sequence[Message], tables: Sequence[str]) -> None:
+        begin = Message(0x10, 0, struct.pack("!BBH", 0, 0, 10))
+        end = Message(0x11, 0, struct.pack("!BBH", 0, 0, 10))
+        try:
+            self._netlink.batch(messages, (begin, end))
+        except NetlinkError as error:
+            where = "the transaction"
+            if 0 <= error.position < len(messages):
+                where = f"{_describe(messages[error.position])} of table {tables[error.position]}"
+            error.add_note(f"nftables: {where} was refused")
+            raise
+
+
+def subscribe(namespace: NetworkNamespace | None = None) -> NetlinkSocket:
+    """A socket that becomes readable whenever nftables of the namespace change."""
+    return NetlinkSocket(NETLINK_NETFILTER, namespace, [NFNLGRP_NFTABLES])
+
+
+def _describe(message: Message) -> str:
+    names = {0: "creation", 2: "removal", 3: "a chain", 6: "a rule", 9: "a set"}
+    return names.get(message.kind & 0xFF, "an element")
+
+
+def _body(packed: bytes = b"") -> bytes:
+    return struct.pack("!BBH", _INET, 0, 0) + packed
+
+
+def _number(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack("!I", value))
+
+
+def _delete_messages(name: str) -> list[Message]:
+    # Creating what exists already is no error, so this removes a table whether it is there or not.
+    body = _body(text(1, name))
+    return [
+        Message(_SUBSYSTEM | _NEW_TABLE, NLM_F_CREATE, body),
+        Message(_SUBSYSTEM | _DELETE_TABLE, 0, body),
+    ]
+
+
+def _table_messages(table: Table) -> list[Message]:
+    messages = [Message(_SUBSYSTEM | _NEW_TABLE, NLM_F_CREATE, _body(text(1, table.name)))]
+    for number, entry in enumerate(table.sets, start=1):
+        body = _body(_set_attributes(table.name, entry, number))
+        messages.append(Message(_SUBSYSTEM | _NEW_SET, NLM_F_CREATE, body))
+        if entry.elements:
+            body = _elements_body(table.name, entry.name, entry.elements)
+            messages.append(Message(_SUBSYSTEM | _NEW_ELEMENT, NLM_F_CREATE, body))
+    for chain in table.chains:
+        packed = text(1, table.name) + text(3, chain.name)
+        if chain.hook:
+            hook = _number(1, _HOOKS[chain.hook])
+            hook += attribute(2, struct.pack("!i", chain.priority))
+            packed += attribute(4, hook) + _number(5, 0 if chain.drop else 1)
+            packed += text(7, chain.kind)
+        messages.append(Message(_SUBSYSTEM | _NEW_CHAIN, NLM_F_CREATE, _body(packed)))
+    for chain in table.chains:
+        for rule in chain.rules:
+            packed = text(1, table.name) + text(2, chain.name)
+            packed += attribute(4, b"".join(each.packed() for each in rule.expressions))
+            if rule.comment:
+                packed += attribute(7, _comment(rule.comment))
+            flags = NLM_F_CREATE | NLM_F_APPEND
+            messages.append(Message(_SUBSYSTEM | _NEW_RULE, flags, _body(packed)))
+    return messages
+
+
+def _comment(value: str) -> bytes:
+    raw = value.encode() + b"\0"
+    return bytes((0, len(raw))) + raw
+
+
+def _read_comment(raw: bytes) -> str:
+    if len(raw) < 2 or raw[0] != 0:
+        return ""
+    return string_of(raw[2 : 2 + raw[1]])
+
+
+def _read_rule(found: dict[int, bytes]) -> Rule:
+    expressions = tuple(Expression.read(raw) for _, raw in each_attribute(found.get(4, b"")))
+    return Rule(expressions, _read_comment(found.get(7, b"")))
+
+
+def _read_chain(found: dict[int, bytes], rules: dict[str, list[Rule]]) -> Chain:
+    name = string_of(found[3])
+    own = tuple(rules.get(name, ()))
+    if 4 not in found:
+        return Chain(name, own)
+    hook = attributes(found[4])
+    (number,) = struct.unpack("!I", hook[1])
+    (priority,) = struct.unpack("!i", hook[2])
+    drop = found.get(5) == struct.pack("!I", 0)
+    return Chain(name, own, _HOOK_NAMES[number], string_of(found[7]), priority, drop)
+
+
+def _type_number(names: Iterable[str]) -> tuple[int, int]:
+    """nft's number for a type or a concatenation, and its length padded to registers."""
+    number = 0
+    length = 0
+    parts = tuple(names)
+    for name in parts:
+        kind, size = _DATA_TYPES[name]
+        number = number << _TYPE_BITS | kind
+        length += size if len(parts) == 1 else size + -size % 4
+    return number, length
+
+
+def _type_names(number: int) -> tuple[str, ...]:
+    by_number = {kind: name for name, (kind, _) in _DATA_TYPES.items()}
+    names: list[str] = []
+    while number:
+        names.insert(0, by_number.get(number & (1 << _TYPE_BITS) - 1, "unknown"))
+        number >>= _TYPE_BITS
+    return tuple(names)
+
+
+def _set_attributes(table: str, entry: Set, number: int) -> bytes:
+    kind, length = _type_number(entry.key)
+    packed = text(1, table) + text(2, entry.name)
+    packed += _number(3, _SET_IS_MAP if entry.value else 0)
+    packed += _number(4, kind) + _number(5, length)
+    if entry.value:
+        kind, length = _type_number(entry.value)
+        packed += _number(6, kind) + _number(7, length)
+    return packed + _number(10, number)
+
+
+def _read_set(found: dict[int, bytes], elements: tuple[Element, ...]) -> Set:
+    (kind,) = struct.unpack("!I", found[4])
+    value = struct.unpack("!I", found[6])[0] if 6 in found else 0
+    return Set(string_of(found[2]), _type_names(kind), _type_names(value), elements)
+
+
+def _elements_body(table: str, name: str, elements: Sequence[Element]) -> bytes:
+    packed = []
+    for element in elements:
+        one = attribute(1, attribute(1, element.key))
+        if element.value:
+            one += attribute(2, attribute(1, element.value))
+        if element.comment:
+            one += attribute(6, _comment(element.comment))
+        packed.append(attribute(1, one))
+    return _body(text(1, table) + text(2, name) + attribute(3, b"".join(packed)))
+
+
+def _read_element(found: dict[int, bytes]) -> Element:
+    value = attributes(found[2]).get(1, b"") if 2 in found else b""
+    return Element(attributes(found[1])[1], value, _read_comment(found.get(6, b"")))
