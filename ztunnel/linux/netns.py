@@ -23,6 +23,7 @@ _MNT_DETACH = 2
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
+_NS_GET_NSTYPE = 0xB703
 
 _OWN = "/proc/thread-self/ns/net"
 
@@ -71,6 +72,14 @@ def identity_of(fd: int) -> NamespaceIdentity:
     """The identity of the namespace behind an open descriptor. Raises OSError."""
     status = os.fstat(fd)
     return NamespaceIdentity(status.st_dev, status.st_ino)
+
+
+def is_network_namespace(fd: int) -> bool:
+    """Whether an open descriptor is a network namespace, and not a file or some other namespace."""
+    try:
+        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == CLONE_NEWNET
+    except OSError:
+        return False  # ENOTTY: no namespace at all
 
 
 class Inside:

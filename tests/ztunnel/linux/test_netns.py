@@ -114,6 +114,13 @@ def test_the_namespace_of_a_process(tmp_path: Path) -> None:
         NetworkNamespace.of_process(2**22 + 1)
 
 
+def test_only_network_namespaces_are_taken_for_one() -> None:
+    with NetworkNamespace.current() as mine, open("/proc/self/ns/mnt") as mount:
+        assert netns.is_network_namespace(mine.fd)
+        assert not netns.is_network_namespace(mount.fileno())
+        assert not netns.is_network_namespace(0)
+
+
 def test_a_duplicate_is_the_same_namespace() -> None:
     with netns.create() as first, first.duplicate() as second:
         assert first.fd != second.fd
