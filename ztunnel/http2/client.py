@@ -108,13 +108,13 @@ class ClientConnection(Connection):
                 raise malformed("an informational response that ends the stream")
             self._informational(stream, status, headers, events)
             return
-        stream.responded = True
         # A refused CONNECT has an ordinary response (section 8.5).
         if status >= 300:
             stream.is_connect = False
         if status in (204, 304):
             stream.is_head = True
         self._expect_content(stream, headers, ends)
+        stream.responded = True
         self._response(stream, status, headers, ends, events)
         if ends:
             self._close_remote(stream)

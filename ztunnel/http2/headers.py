@@ -13,8 +13,8 @@ Headers: TypeAlias = list[Header]
 
 # A token (RFC 9110 section 5.6.2) without upper-case letters.
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
-# NUL, CR and LF, or white space at either end (RFC 9113 section 8.2.1).
-_BAD_VALUE: Final = re.compile(rb"[\x00\r\n]|\A[ \t]|[ \t]\Z")
+# Control characters, or white space at either end (RFC 9113 section 8.2.1, RFC 9110 section 5.5).
+_BAD_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]|\A[ \t]|[ \t]\Z")
 
 # HTTP/1.1's way to talk about the connection has no place here (section 8.2.2): a proxy that
 # passed these on to HTTP/1.1 would let a client smuggle requests.

@@ -108,9 +108,8 @@ class ServerConnection(Connection):
             return
         # The request's own flag only; a HEAD request may not carry what its response may announce.
         stream.is_head = pseudo[b":method"] == b"HEAD"
+        stream.remote_closed = ends
         self._request(stream, pseudo, headers, ends, events)
-        if ends:
-            self._close_remote(stream)
 
     def _request(
         self,
