@@ -1,0 +1,1 @@
+"""A mesh without Kubernetes: nodes and pods as network namespaces on one machine."""
