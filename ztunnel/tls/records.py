@@ -55,14 +55,13 @@ class Direction:
         """Go on with the next secret (section 7.2)."""
         self.start(next_secret(self.suite, self.secret))
 
-    def seal(self, kind: int, content: bytes, padding: int = 0) -> bytes:
+    def seal(self, kind: int, content: bytes) -> bytes:
         """One record, for what is too rare to be worth a buffer."""
-        size = len(content) + 1 + padding + _TAG
+        size = len(content) + 1 + _TAG
         header = b"\x17\x03\x03" + size.to_bytes(2, "big")
         nonce = (self.iv ^ self.sequence).to_bytes(12, "big")
         self.sequence += 1
-        inner = content + bytes((kind,)) + bytes(padding)
-        return header + self.aead.encrypt(nonce, inner, header)
+        return header + self.aead.encrypt(nonce, content + bytes((kind,)), header)
 
     def seal_alert(self, description: Alert) -> bytes:
         """One alert record. Everything but a closure is fatal (section 6)."""
@@ -71,9 +70,23 @@ class Direction:
 
 
 class OwnRecords(Session):
-    """See `Session`. `sending` and `receiving` start with the traffic secrets numbered 0."""
+    """See `Session`.
 
-    def __init__(self, sending: Direction, receiving: Direction, *, server_side: bool) -> None:
+    Args:
+        sending: our direction, from our traffic secret number 0.
+        receiving: the peer's.
+        server_side: which end of the connection we are.
+        rekey_after: records under one key before we change ours, or ask the peer to.
+    """
+
+    def __init__(
+        self,
+        sending: Direction,
+        receiving: Direction,
+        *,
+        server_side: bool,
+        rekey_after: int = REKEY_AFTER,
+    ) -> None:
         super().__init__(sending.suite.name, "own")
         self._tx = sending
         self._rx = receiving
@@ -81,7 +94,8 @@ class OwnRecords(Session):
         self._write_closed = False
         # A KeyUpdate goes in front of the next data: what it will ask of the peer, or -1.
         self._update_due = -1
-        self._ask_at = REKEY_AFTER
+        self._rekey_after = rekey_after
+        self._ask_at = rekey_after
         self._quiet = 0
         self._fragment = b""
 
@@ -131,7 +145,7 @@ class OwnRecords(Session):
             tx.sequence += 1
             n -= k
             start = stop + gap
-        if tx.sequence >= REKEY_AFTER and self._update_due < 0:
+        if tx.sequence >= self._rekey_after and self._update_due < 0:
             self._update_due = _NOT_REQUESTED
         return at - begin
 
@@ -193,7 +207,7 @@ class OwnRecords(Session):
                 if kind == _APPLICATION_DATA:
                     produced = last
         if rx.sequence >= self._ask_at:
-            self._ask_at = rx.sequence + REKEY_AFTER
+            self._ask_at = rx.sequence + self._rekey_after
             self._update_due = _REQUESTED
         return position - start, produced - at
 
@@ -279,7 +293,7 @@ class OwnRecords(Session):
             self._fail(Alert.UNEXPECTED_MESSAGE, "a handshake message across a change of keys")
             return False
         self._rx.update()
-        self._ask_at = REKEY_AFTER
+        self._ask_at = self._rekey_after
         if request == _REQUESTED and self._update_due < 0:
             self._update_due = _NOT_REQUESTED
         return True
