@@ -101,10 +101,10 @@ class Refuse(_ForService):
 
 
 @dataclass(slots=True)
-class NeedsDns(_ForService):
-    """Resolve `name` and decide again, with the answer and with `prefer=workload.uid`."""
+class NeedsDns:
+    """Resolve `hostname` and decide again, with the answer and with `prefer=workload.uid`."""
 
-    name: str
+    hostname: str
     workload: Workload
     reason: str
     service: Service | None = None

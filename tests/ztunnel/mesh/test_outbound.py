@@ -513,7 +513,7 @@ def test_a_workload_with_only_a_hostname_needs_dns() -> None:
     state = mesh(CLIENT, WEB, external, WEB_1)
     decision = going(state, CLIENT, VIP, prefer="se")
     assert isinstance(decision, NeedsDns)
-    assert decision.name == "db.example"
+    assert decision.hostname == "db.example"
     prefer = decision.workload.uid
     answer = {"db.example": ("2001:db8::1", "192.0.2.1")}
     for seed in range(20):
