@@ -156,8 +156,7 @@ class Connection(SendingHalf):
             pos = self._resume(data, pos, end, events)
         if pos < end and self._stash:
             pos = self._finish_header(data, pos, end, events)
-        get = _NO_STREAMS.get if self._block_stream else self.streams.get
-        append = events.append
+        streams = _NO_STREAMS if self._block_stream else self.streams
         max_word = self._max_word
         window = self._recv_window
         while end - pos >= 9:
@@ -167,7 +166,7 @@ class Connection(SendingHalf):
             if 0 < word <= max_word and not word & 0xFF and not flags:
                 length = word >> 8
                 stop = pos + 9 + length
-                stream = get(stream_id)
+                stream = streams.get(stream_id)
                 if (
                     stop <= end
                     and stream is not None
@@ -177,7 +176,7 @@ class Connection(SendingHalf):
                 ):
                     window -= length
                     stream.recv_window -= length
-                    append((stream, data[pos + 9 : stop], False))
+                    events.append((stream, data[pos + 9 : stop], False))
                     pos = stop
                     continue
             if pos + 9 == end and _needs_pad_length(word, flags):
@@ -185,7 +184,7 @@ class Connection(SendingHalf):
             self._recv_window = window
             pos = self._slow(word, flags, stream_id, data, pos + 9, end, events)
             window = self._recv_window
-            get = _NO_STREAMS.get if self._block_stream else self.streams.get
+            streams = _NO_STREAMS if self._block_stream else self.streams
         self._recv_window = window
         if pos < end:
             self._stash = bytes(data[pos:end])
