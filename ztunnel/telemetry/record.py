@@ -28,6 +28,8 @@ class ConnectionRecord:
         destination_address: outbound the real next hop, inbound the pod's own address and port.
         hbone_address: the authority of the CONNECT request, "" without one.
         opened_at: seconds of the monotonic clock.
+        original_destination: where the client meant to go; unset, the destination address.
+        pod: the uid under which the node agent knows the local pod.
         decision: why the connection goes where it goes, in words.
         verdict: "allowed" or "denied" with the policy and the rule that said so, "" where no
             policy was asked.
@@ -51,7 +53,9 @@ class ConnectionRecord:
         "flags",
         "hbone_address",
         "opened_at",
+        "original_destination",
         "path",
+        "pod",
         "policy",
         "source_address",
         "up",
@@ -72,6 +76,8 @@ class ConnectionRecord:
         self.hbone_address: str = hbone_address
         self.opened_at: float = opened_at
         self.closed_at: float = -1.0
+        self.original_destination: SocketAddress = destination_address
+        self.pod: str = ""
         self.decision: str = ""
         self.verdict: str = ""
         self.policy: str = ""
