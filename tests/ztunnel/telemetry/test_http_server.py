@@ -124,16 +124,19 @@ async def test_stopping_finishes_the_answer_that_is_being_made() -> None:
         await go.wait()
         return Response(b"done\n")
 
-    async with serving(slow) as server:
-        async with await connect(server) as idle, await connect(server) as stream:
-            await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            await asked.wait()
-            server.stop()
-            assert await read_all(idle) == b""
-            go.set()
-            answer = await read_all(stream)
-            assert b"connection: close" in answer
-            assert answer.endswith(b"done\n")
+    async with (
+        serving(slow) as server,
+        await connect(server) as idle,
+        await connect(server) as stream,
+    ):
+        await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asked.wait()
+        server.stop()
+        assert await read_all(idle) == b""
+        go.set()
+        answer = await read_all(stream)
+        assert b"connection: close" in answer
+        assert answer.endswith(b"done\n")
 
 
 async def test_listeners(monkeypatch: pytest.MonkeyPatch) -> None:
