@@ -81,7 +81,9 @@ class SendingHalf:
             return 0
         return window
 
-    def queue(self, stream: Stream, data: bytes | memoryview, end_stream: bool = False) -> None:
+    def queue(
+        self, stream: Stream, data: bytes | bytearray | memoryview, end_stream: bool = False
+    ) -> None:
         """Append one DATA frame with a copy of ``data`` to ``out``.
 
         Raises:
@@ -96,7 +98,9 @@ class SendingHalf:
         if end_stream:
             self._close_local(stream)
 
-    def send(self, stream: Stream, data: bytes | memoryview, end_stream: bool = False) -> int:
+    def send(
+        self, stream: Stream, data: bytes | bytearray | memoryview, end_stream: bool = False
+    ) -> int:
         """Append as many DATA frames as the windows allow.
 
         Returns:
