@@ -1,0 +1,85 @@
+"""The place of a measurement: a client pod and a server pod on two nodes, and the load in them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from perf.build import Tools
+from perf.processes import with_descendants
+from perf.works import ECHO_PORT, SINK_PORT, SOURCE_PORT, Work
+from tests.support.lab import Lab
+from ztunnel.linux.netns import NetworkNamespace, set_sysctl
+
+CLIENT, SERVER = "client", "server"
+PODS = {CLIENT: 1, SERVER: 2}
+_STOP_SECONDS = 10
+_EXTRA_SECONDS = 60  # for tcpload to open its connections and to end them
+
+
+class LoadError(Exception):
+    """The load generator could not do its work; the text is what it said."""
+
+
+def prepare(namespace: NetworkNamespace) -> None:
+    """No pacing (bbr paces veth links), and enough ports for a new connection per message."""
+    with namespace.enter():
+        set_sysctl("net.ipv4.tcp_congestion_control", "reno")
+        set_sysctl("net.ipv4.ip_local_port_range", "1024 65535")
+        set_sysctl("net.ipv4.tcp_tw_reuse", 1)
+
+
+class Bench:
+    """Runs works between the two pods of a lab; the far end serves for as long as it is open."""
+
+    def __init__(self, room: Lab, tools: Tools, folder: Path) -> None:
+        self.room = room
+        self.folder = folder
+        self._tools = tools
+        self.server_ip = room.ip(SERVER)
+
+    def namespace(self, pod: str) -> NetworkNamespace:
+        return self.room.pod(pod).network
+
+    def run(self, work: Work, pids: list[int], seconds: float, warm_up: float) -> dict[str, Any]:
+        """One work; gives what tcpload printed. Raises LoadError when nothing worked."""
+        command = [str(self._tools.tcpload), *work.arguments(seconds, warm_up)]
+        for pid in with_descendants(pids):
+            command += ["-p", str(pid)]
+        command.append(f"{self.server_ip}:{work.port}")
+        limit = seconds + warm_up + _EXTRA_SECONDS
+        with self.namespace(CLIENT).enter():
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        try:
+            output, complaints = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            process.communicate()
+            raise LoadError(f"{work.name}: tcpload did not end within {limit:.0f} s") from error
+        if process.returncode not in (0, 3):
+            raise LoadError(f"{work.name}: {complaints.strip() or 'nothing was completed'}")
+        report: dict[str, Any] = json.loads(output)
+        return report
+
+    @contextmanager
+    def far_end(self) -> Iterator[None]:
+        """Echo, sink and source in the server pod."""
+        ports = {"-e": ECHO_PORT, "-k": SINK_PORT, "-o": SOURCE_PORT}
+        command = [str(self._tools.tcpserve)]
+        for option, port in ports.items():
+            command += [option, f"0.0.0.0:{port}"]
+        with self.namespace(SERVER).enter():
+            process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        with process, contextlib.ExitStack() as stack:
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            if process.stdout.readline() != b"ready\n":
+                raise LoadError(f"tcpserve ended with {process.wait(_STOP_SECONDS)}")
+            yield

@@ -1,0 +1,95 @@
+"""What is measured: each work is one run of the load generator and what to read from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+ECHO_PORT, SINK_PORT, SOURCE_PORT = 9001, 9002, 9003
+IDLE_SECONDS = 1.0  # for memory to settle after connections were opened
+
+
+class Kind(Enum):
+    """How a work's figures read; the value is the unit of its rate."""
+
+    STREAM = "Gb/s"
+    MESSAGES = "/s"
+    IDLE = "KiB per connection"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What came out of one run.
+
+    Attributes:
+        rate: in the unit of the work's kind.
+        cpu: of all processes of the implementation together: seconds per GB of a stream,
+            microseconds per message; None where it has no process, or nothing moved.
+        p50, p99: microseconds of a message there and back; None for streams and idle ones.
+        failures: messages or connections that went wrong.
+    """
+
+    rate: float
+    cpu: float | None
+    p50: float | None
+    p99: float | None
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One measurement: `mode`, `connections` and `size` are tcpload's."""
+
+    name: str
+    title: str
+    kind: Kind
+    mode: str
+    connections: int
+    port: int = ECHO_PORT
+    size: int | None = None
+
+    def arguments(self, seconds: float, warm_up: float) -> list[str]:
+        """tcpload's options for this work."""
+        if self.kind is Kind.IDLE:
+            seconds, warm_up = IDLE_SECONDS, IDLE_SECONDS
+        found = ["-m", self.mode, "-c", str(self.connections)]
+        if self.size is not None:
+            found += ["-s", str(self.size)]
+        return [*found, "-d", str(seconds), "-w", str(warm_up)]
+
+    def figures(self, report: Mapping[str, Any]) -> Figures:
+        """Read what tcpload printed."""
+        seconds, failures = report["seconds"], report["failures"]["total"]
+        spent = report["processes_cpu_s"] if report["processes"] else None
+        match self.kind:
+            case Kind.IDLE:
+                grown = sum(p["pss_to_kib"] - p["pss_from_kib"] for p in report["processes"])
+                return Figures(grown / (self.connections / 2), None, None, None, failures)
+            case Kind.STREAM:
+                amount = report["bytes"]
+                cpu = None if spent is None or not amount else spent / (amount / 1e9)
+                return Figures(amount * 8 / seconds / 1e9, cpu, None, None, failures)
+            case Kind.MESSAGES:
+                amount = report["operations"]
+                cpu = None if spent is None or not amount else spent * 1e6 / amount
+                latency = report.get("latency_us", {})
+                p50, p99 = latency.get("p50"), latency.get("p99")
+                return Figures(amount / seconds, cpu, p50, p99, failures)
+
+
+WORKS = (
+    # First, in processes that have just started: what was used before would hide what it takes.
+    Work("idle", "2nd thousand of idle connections", Kind.IDLE, "idle", 2000),
+    Work("up-1", "upload, 1 stream", Kind.STREAM, "up", 1, SINK_PORT),
+    Work("up-8", "upload, 8 streams", Kind.STREAM, "up", 8, SINK_PORT),
+    Work("down-1", "download, 1 stream", Kind.STREAM, "down", 1, SOURCE_PORT),
+    Work("down-8", "download, 8 streams", Kind.STREAM, "down", 8, SOURCE_PORT),
+    Work("ping-1", "1 B there and back, c=1", Kind.MESSAGES, "pingpong", 1),
+    Work("ping-16", "1 B there and back, c=16", Kind.MESSAGES, "pingpong", 16),
+    Work("ping-64", "1 B there and back, c=64", Kind.MESSAGES, "pingpong", 64),
+    Work("ping-16-1k", "1 KiB there and back, c=16", Kind.MESSAGES, "pingpong", 16, size=1024),
+    Work("connect-1", "new connection each, c=1", Kind.MESSAGES, "connect", 1),
+    Work("connect-64", "new connection each, c=64", Kind.MESSAGES, "connect", 64),
+)

