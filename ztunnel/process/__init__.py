@@ -1,0 +1,1 @@
+"""The processes of one node's ztunnel: a supervisor, a control process, workers."""

@@ -1,0 +1,68 @@
+"""What the admin server tells of the control process."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ztunnel.mesh.service import Service
+from ztunnel.telemetry.admin import AdminSources, PodState
+from ztunnel.telemetry.certificate_dump import certificates
+from ztunnel.zds.messages import WorkloadInfo
+
+if TYPE_CHECKING:
+    from ztunnel.process.control import Control
+
+
+def admin_sources(control: "Control") -> AdminSources:
+    """The admin server's view of the process."""
+
+    def services() -> Iterable[Service]:
+        return [r.service for r in control.state.services if r.service is not None]
+
+    def held_certificates() -> list[dict[str, Any]]:
+        found = []
+        for state in control.certificates.states():
+            held = state.certificate
+            found.append(
+                certificates(
+                    state.identity.uri,
+                    state.phase if state.error is None else f"{state.phase}: {state.error}",
+                    held.chain_pem if held is not None else b"",
+                    held.roots_pem if held is not None else b"",
+                )
+            )
+        return found
+
+    def pods() -> list[PodState]:
+        if control.zds is None:
+            return []
+        state = control.zds.state
+        return [
+            *(PodState(uid, "Up", _info(info)) for uid, info in state.running.items()),
+            *(
+                PodState(uid, "Pending", {**_info(info), "reason": reason})
+                for uid, (info, reason) in state.pending.items()
+            ),
+        ]
+
+    return AdminSources(
+        workloads=lambda: control.state.workloads,
+        services=services,
+        policies=control.state.policies,
+        certificates=held_certificates,
+        pods=pods,
+        connections=control.connections,
+        config=control.config.to_json(),
+        static_config=lambda: control.static_config,
+        get_log_filter=lambda: control.log_filter,
+        set_log_filter=control.set_log_filter,
+        initial_log_filter=control.log_filter,
+        quit=control.request_shutdown,
+    )
+
+
+def _info(info: WorkloadInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "namespace": info.namespace,
+        "serviceAccount": info.service_account,
+    }

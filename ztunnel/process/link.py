@@ -1,0 +1,90 @@
+"""A channel served by the engine of a worker."""
+
+import logging
+import select
+from collections.abc import Callable
+from typing import Any
+
+from ztunnel.process.channel import Channel, Message
+from ztunnel.relay.engine import Engine
+
+log = logging.getLogger("ztunnel.worker")
+
+
+class Link:
+    """Reads messages of a channel in the engine's rounds, and writes ours at their ends.
+
+    `received` is called for each message; `lost` once, when the other end is
+    gone. What cannot be written at once waits, up to `limit` messages of the
+    droppable kinds (log lines); everything else is never dropped.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        channel: Channel,
+        received: Callable[[Message], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._channel = channel
+        self._received = received
+        self._lost = lost
+        self._dirty = False
+        self._mask = int(select.EPOLLIN)
+        self.open = True
+        engine.register(channel.fileno(), self, self._mask)
+
+    def send(self, kind: int, *values: Any, fds: list[int] | None = None) -> None:
+        """Queues a message; silently nothing once the other end is gone."""
+        if not self.open:
+            return
+        self._channel.queue(kind, *values, fds=fds)
+        if not self._dirty:
+            self._dirty = True
+            self._engine.dirty(self)
+
+    @property
+    def congested(self) -> bool:
+        """Whether the other end is slow to read: hold back what can be dropped."""
+        return self.open and self._mask != select.EPOLLIN
+
+    def ready(self, events: int) -> None:
+        """Serves the channel's descriptor."""
+        if events & select.EPOLLOUT:
+            self.flush()
+        if events & ~select.EPOLLOUT and self.open:
+            messages = self._channel.receive()
+            if messages is None:
+                self.close()
+                self._lost()
+                return
+            for message in messages:
+                try:
+                    self._received(message)
+                except Exception:  # one message must not cost the channel
+                    log.exception("message of kind %d could not be served", message.kind)
+
+    def flush(self) -> None:
+        """Writes what the socket takes."""
+        self._dirty = False
+        if not self.open:
+            return
+        done = self._channel.flush()
+        mask = int(select.EPOLLIN) if done else int(select.EPOLLIN | select.EPOLLOUT)
+        if mask != self._mask:
+            self._mask = mask
+            self._engine.modify(self._channel.fileno(), mask)
+
+    def failed(self, error: BaseException) -> None:
+        """The channel broke."""
+        if self.open:
+            log.warning("a channel between our processes broke: %r", error)
+            self.close()
+            self._lost()
+
+    def close(self) -> None:
+        """Stops; `lost` is not called."""
+        if self.open:
+            self.open = False
+            self._engine.close_later(self._channel.socket)

@@ -1,0 +1,100 @@
+"""What every proxied connection does: keep its record, log its line, end once."""
+
+import time
+from typing import Any
+
+from ztunnel.linux.sockets import SocketAddress
+from ztunnel.mesh.changes import Changes
+from ztunnel.mesh.state import MeshState
+from ztunnel.proxy.context import Context
+from ztunnel.relay.flow import Flow, Outcome
+from ztunnel.relay.tunnel import StreamOwner
+from ztunnel.telemetry.connections import describe
+from ztunnel.telemetry.labels import CONNECT, Ends
+from ztunnel.telemetry.record import PROXY, ConnectionRecord
+
+
+class Connection(StreamOwner):
+    """A connection from its beginning to its log line. Subclasses say how it is made."""
+
+    __slots__ = ("client", "context", "ended", "flow", "opened_at", "record", "uid")
+
+    record: ConnectionRecord
+
+    def __init__(self, context: Context, uid: str, client: SocketAddress) -> None:
+        self.context = context
+        self.uid = uid
+        self.client = client
+        self.opened_at = time.monotonic()
+        self.flow: Flow | None = None
+        self.ended = False
+
+    def open_record(
+        self, ends: Ends, destination: SocketAddress, hbone: str, decision: str
+    ) -> ConnectionRecord:
+        """Starts the record: from here on the connection is counted and will be logged."""
+        record = ConnectionRecord(ends, self.client, destination, self.opened_at, hbone)
+        record.decision = decision
+        record.pod = self.uid
+        record.open()
+        self.record = record
+        self.context.registry.add(self)
+        self.context.access_log.opened(record)
+        return record
+
+    def running(self, flow: Flow) -> None:
+        """Bytes flow from now on."""
+        self.flow = flow
+        self.record.path = flow.path
+
+    def flow_ended(self, outcome: Outcome) -> None:
+        """The relay is done with it."""
+        record = self.record
+        record.up = outcome.from_client
+        record.down = outcome.from_server
+        record.closed_by = outcome.closed_by.value
+        if outcome.error is not None and not record.error:
+            # The stream broke while it ran: told in words, but not counted as a failure to connect.
+            record.fail(record.flags, outcome.error)
+        self.finish()
+
+    def finish(self) -> None:
+        """Writes the record down, once."""
+        if self.ended:
+            return
+        self.ended = True
+        context = self.context
+        context.registry.remove(self)
+        self.record.close(context.labels, time.monotonic())
+        context.access_log.complete(self.record)
+
+    def fail_record(self, flags: str, reason: str) -> None:
+        """It could not be made, or may not go on."""
+        self.record.fail(flags, reason)
+        self.record.closed_by = PROXY
+        self.finish()
+
+    def end(self, flags: str, reason: str) -> None:
+        """Ends a running connection, with that reason."""
+        self.record.fail(flags, reason)
+        if self.flow is not None:
+            self.flow.abort(reason)
+
+    def count(self) -> None:
+        """Brings the record and the metrics up to date."""
+        if self.flow is not None:
+            self.record.up = self.flow.from_client
+            self.record.down = self.flow.from_server
+        self.record.count()
+
+    def rejudge(self, state: MeshState, changes: Changes) -> None:
+        """Outbound connections are judged at their destination."""
+
+    def describe(self) -> dict[str, Any]:
+        """For the list of live connections."""
+        return describe(self.record, self.context.worker, time.monotonic())
+
+
+def failure_of(error: OSError, target: SocketAddress) -> tuple[str, str]:
+    """(flags, words) for a connect that failed."""
+    return CONNECT, f"connect to {target[0]}:{target[1]}: {error.strerror or error}"

@@ -1,0 +1,176 @@
+"""The DNS proxy of one pod: sockets in its namespace, answers from the mesh."""
+
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ztunnel.config.model import ProxyMode
+from ztunnel.dns.forward import Upstream
+from ztunnel.dns.lookup import BOTH_FAMILIES, Client, EndpointRecord, Family, ServiceRecord
+from ztunnel.dns.resolv_conf import ResolvConf, parse_resolv_conf
+from ztunnel.dns.resolver import Resolver
+from ztunnel.dns.server import DnsServer
+from ztunnel.linux.sockets import listen_tcp, set_mark, udp
+from ztunnel.mesh.service import HealthPolicy, IPFamilies, Service, Visibility
+from ztunnel.mesh.state import MeshState
+from ztunnel.mesh.workload import WorkloadStatus
+from ztunnel.telemetry.labels import UNKNOWN
+
+if TYPE_CHECKING:
+    from ztunnel.proxy.pod import PodProxy
+
+RESOLV_CONF: Final = Path("/etc/resolv.conf")
+
+_FAMILIES: Final = {
+    IPFamilies.AUTOMATIC: BOTH_FAMILIES,
+    IPFamilies.IPV4_ONLY: frozenset({Family.IPV4}),
+    IPFamilies.IPV6_ONLY: frozenset({Family.IPV6}),
+    IPFamilies.DUAL: BOTH_FAMILIES,
+}
+
+
+class MeshLookup:
+    """The mesh state as DNS reads it."""
+
+    def __init__(self, state: MeshState) -> None:
+        self._state = state
+
+    def services_named(self, hostname: str) -> Iterable[ServiceRecord]:
+        """Every service of that name, in any namespace."""
+        return [_record(service) for service in self._state.services_by_hostname(hostname)]
+
+    def endpoints_of(self, service: ServiceRecord) -> Iterable[EndpointRecord]:
+        """The endpoints of a headless service that clients may be sent to."""
+        key = f"{service.namespace}/{service.hostname}"
+        known = self._state.service(key)
+        anyone = known is not None and known.load_balancing.health_policy is HealthPolicy.ALLOW_ALL
+        return [
+            EndpointRecord(workload.name, workload.network, workload.addresses)
+            for workload in self._state.endpoints(key)
+            if anyone or workload.status is WorkloadStatus.HEALTHY
+        ]
+
+
+def _record(service: Service) -> ServiceRecord:
+    return ServiceRecord(
+        service.hostname,
+        service.namespace,
+        tuple((vip.network, vip.address) for vip in service.vips),
+        _FAMILIES[service.ip_families],
+        service.canonical,
+        service.visibility is Visibility.NAMESPACE,
+    )
+
+
+class _Observer:
+    """Counts the questions of one pod."""
+
+    def __init__(self, pod: "PodProxy") -> None:
+        self._pod = pod
+
+    def _labels(self, query_type: str, protocol: str) -> tuple[str, str, str, str]:
+        workload = self._pod.workload()
+        if workload is None:
+            return query_type, protocol, UNKNOWN, UNKNOWN
+        return query_type, protocol, workload.canonical_name, workload.canonical_revision
+
+    def _count(self, name: str, query_type: str, protocol: str) -> None:
+        self._pod.context.counters.counter(name, *self._labels(query_type, protocol)).add()
+
+    def request(self, query_type: str, protocol: str) -> None:
+        self._count("istio_dns_requests", query_type, protocol)
+
+    def upstream_request(self, query_type: str, protocol: str) -> None:
+        self._count("istio_dns_upstream_requests", query_type, protocol)
+
+    def upstream_answer(self, query_type: str, protocol: str, seconds: float) -> None:
+        self._pod.context.counters.histogram(
+            "istio_dns_upstream_request_duration_seconds", *self._labels(query_type, protocol)
+        ).observe(seconds)
+
+    def upstream_failure(self, query_type: str, protocol: str) -> None:
+        self._count("istio_dns_upstream_failures", query_type, protocol)
+
+
+class PodDns:
+    """Listens on the pod's loopback, where capture sends its questions.
+
+    Args:
+        inherited: listening sockets of a predecessor; those that fit are taken out.
+    """
+
+    def __init__(self, pod: "PodProxy", inherited: dict[str, socket.socket]) -> None:
+        context = pod.context
+        config = context.config
+        self._pod = pod
+        self._udp: dict[str, socket.socket] = {}
+        self._tcp: dict[str, socket.socket] = {}
+        self._open(inherited)
+        conf = _resolv_conf()
+        # A node's proxy does not know each pod's search domains: the kubelet's are assumed.
+        self._search = conf.search if config.mode is ProxyMode.DEDICATED else None
+        self._server = DnsServer(
+            Resolver(
+                MeshLookup(context.state),
+                config.node.cluster_domain,
+                config.dns.preferred_service_namespace or "",
+                config.sockets.ipv6,
+                context.rng,
+            ),
+            self._client,
+            Upstream(conf, self._socket),
+            _Observer(pod),
+        )
+
+    def _open(self, inherited: dict[str, socket.socket]) -> None:
+        context = self._pod.context
+        host, port = context.config.dns.host, context.config.dns.port
+        addresses = ["127.0.0.1", "::1"] if host == "localhost" else [host]
+        for address in addresses:
+            try:
+                for kind, found in (("udp", self._udp), ("tcp", self._tcp)):
+                    name = f"dns-{kind}-{address}"
+                    sock = inherited.pop(name, None)
+                    if sock is None:
+                        make = udp if kind == "udp" else listen_tcp
+                        sock = make(address, port, mark=context.mark, namespace=self._pod.namespace)
+                    found[name] = sock
+            except OSError:
+                if address != "::1":
+                    raise
+                # A pod without IPv6 asks by IPv4.
+
+    def sockets(self) -> dict[str, socket.socket]:
+        """By kind, for a successor."""
+        return self._udp | self._tcp
+
+    def _client(self) -> Client | None:
+        workload = self._pod.workload()
+        if workload is None:
+            return None
+        return Client(workload.namespace, workload.network, self._search)
+
+    def _socket(self, family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
+        namespace, mark = self._pod.namespace, self._pod.context.mark
+        sock = socket.socket(family, kind) if namespace is None else namespace.socket(family, kind)
+        try:
+            if mark is not None:
+                set_mark(sock, mark)
+        except OSError:
+            sock.close()
+            raise
+        sock.setblocking(False)
+        return sock
+
+    async def run(self) -> None:
+        """Serves until cancelled."""
+        await self._server.serve(list(self._udp.values()), list(self._tcp.values()))
+
+
+def _resolv_conf() -> ResolvConf:
+    try:
+        text = RESOLV_CONF.read_text(errors="replace")
+    except FileNotFoundError:
+        text = ""  # then only the mesh's own names resolve
+    return parse_resolv_conf(text)

@@ -1,0 +1,363 @@
+"""Connections to a pod of this node that come through a tunnel."""
+
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+from ztunnel.hbone.baggage import parse_baggage
+from ztunnel.hbone.events import ConnectRequested, RequestRejected
+from ztunnel.hbone.forwarded import parse_forwarded
+from ztunnel.hbone.proxy_protocol import build_proxy_header
+from ztunnel.http2.errors import ErrorCode
+from ztunnel.http2.events import StreamReset
+from ztunnel.http2.stream import Stream
+from ztunnel.linux.sockets import SocketAddress
+from ztunnel.mesh.authorize import authorize
+from ztunnel.mesh.changes import Changes
+from ztunnel.mesh.connection import ConnectionAttributes
+from ztunnel.mesh.decision import NeedsLookup
+from ztunnel.mesh.identity import Identity
+from ztunnel.mesh.inbound import (
+    UNAUTHORIZED,
+    UNAVAILABLE,
+    InboundRefusal,
+    InboundTarget,
+    find_source,
+    validate,
+)
+from ztunnel.mesh.state import MeshState
+from ztunnel.mesh.workload import Workload
+from ztunnel.proxy.connection import Connection, failure_of
+from ztunnel.proxy.upstream import connect_to_application
+from ztunnel.relay.connect import Connecting
+from ztunnel.relay.stream import StreamFlow
+from ztunnel.relay.tunnel import StreamOwner, Tunnel
+from ztunnel.telemetry.labels import CONNECT, DENY, Peer
+from ztunnel.tls.spiffe import PeerCertificate
+
+if TYPE_CHECKING:
+    from ztunnel.proxy.pod import PodProxy
+
+_EARLY_LIMIT: Final = 1 << 20  # bytes kept while the application is connected to; a window is less
+POLICY_CHANGED: Final = "connection closed due to policy change"
+
+
+class InboundTunnel:
+    """A tunnel that a peer opened to one of our pods. Owns its `Tunnel`."""
+
+    __slots__ = ("client", "identity", "local_ip", "peer", "pod", "tunnel")
+
+    def __init__(
+        self, pod: "PodProxy", client: SocketAddress, local_ip: str, peer: PeerCertificate
+    ) -> None:
+        self.pod = pod
+        self.client = client
+        self.local_ip = local_ip
+        self.peer = peer
+        self.identity: Identity | None = peer.identity
+        self.tunnel: Tunnel | None = None
+
+    def event(self, tunnel: Tunnel, event: Any) -> None:
+        """A new connection inside the tunnel, mostly."""
+        if isinstance(event, ConnectRequested):
+            connection = Inbound(self, tunnel, event)
+            event.stream.owner = connection
+            connection.start()
+        elif isinstance(event, RequestRejected):
+            event.stream.owner = _Rejected()
+            self.pod.context.access_log.refused(
+                self.client, (self.local_ip, 15008), True, event.reason
+            )
+
+    def tunnel_lost(self, tunnel: Tunnel, reason: str) -> None:
+        """The pod forgets it."""
+        self.pod.inbound_tunnel_ended(self)
+
+
+class _Rejected(StreamOwner):
+    """The owner of a stream that has been answered already: what still comes is dropped."""
+
+    __slots__ = ()
+
+    def deliver(self, view: memoryview, ended: bool) -> None:
+        """Nobody wants it."""
+
+    def reset(self, event: StreamReset) -> None:
+        """It is over anyway."""
+
+
+class Inbound(Connection):
+    """One CONNECT, from its headers to its log line."""
+
+    __slots__ = (
+        "_attributes", "_connecting", "_early", "_early_ended", "_looked_up", "_request",
+        "_stream", "_target", "_tunnel", "_workload", "tunnel_owner",
+    )  # fmt: skip
+
+    def __init__(self, owner: InboundTunnel, tunnel: Tunnel, request: ConnectRequested) -> None:
+        super().__init__(owner.pod.context, owner.pod.uid, owner.client)
+        self.tunnel_owner = owner
+        self._tunnel = tunnel
+        self._request = request
+        self._stream: Stream = request.stream
+        self._workload: Workload | None = None
+        self._attributes: ConnectionAttributes | None = None
+        self._target: InboundTarget | None = None
+        self._connecting: Connecting | None = None
+        self._looked_up = False
+        self._early = bytearray()
+        self._early_ended = request.stream.remote_closed
+
+    # ---- decide
+
+    def start(self) -> None:
+        """Validates, authorizes, connects."""
+        self._workload = self.tunnel_owner.pod.workload()
+        if self._workload is None:
+            self.context.spawn(self._wait_for_workload)
+        else:
+            self._judge()
+
+    async def _wait_for_workload(self) -> None:
+        pod = self.tunnel_owner.pod
+        self._workload = await pod.wait_for_workload()
+        if self._stream.closed or self._tunnel.closed:
+            return
+        if self._workload is None:
+            self._refuse_early(
+                UNAVAILABLE, f"failed to fetch information about local workload {pod}"
+            )
+            return
+        self._judge()
+
+    def _judge(self) -> None:
+        context, owner, request = self.context, self.tunnel_owner, self._request
+        workload = self._workload
+        assert workload is not None
+        authority = request.authority
+        forwarded_host = parse_forwarded(request.forwarded).host if request.forwarded else ""
+        target = validate(
+            context.state,
+            workload,
+            owner.local_ip,
+            str(authority),
+            forwarded_host=forwarded_host or "",
+            localhost_app_tunnel=context.config.tunnel.localhost_app_tunnel,
+            illegal_ports=context.illegal_ports,
+        )
+        if isinstance(target, InboundRefusal):
+            self._open(None, (owner.local_ip, 15008))
+            self._refuse(target.status, CONNECT, target.reason)
+            return
+        if isinstance(target, NeedsLookup):
+            if self._looked_up:
+                self._open(None, (owner.local_ip, 15008))
+                self._refuse(UNAVAILABLE, CONNECT, f"no answer: {target.reason}")
+            else:
+                self._looked_up = True
+                context.spawn(self._look_up, target.key)
+            return
+        self._target = target
+        self._open(target, (owner.local_ip, 15008))
+        self._attributes = ConnectionAttributes(
+            owner.client[0], owner.identity, *target.destination
+        )
+        verdict = authorize(context.state, workload, self._attributes)
+        record = self.record
+        record.verdict = verdict.reason
+        record.policy = verdict.policy
+        if verdict.dry_run:
+            context.dry_run(verdict)
+        context.judged(verdict)
+        if not verdict.allowed:
+            self._refuse(UNAUTHORIZED, DENY, verdict.reason)
+            return
+        self._connect(target)
+
+    async def _look_up(self, key: str) -> None:
+        await self.context.look_up(key)
+        if not self._stream.closed and not self._tunnel.closed:
+            self._judge()
+
+    def _open(self, target: InboundTarget | None, address: SocketAddress) -> None:
+        context, owner, request = self.context, self.tunnel_owner, self._request
+        workload = self._workload
+        assert workload is not None
+        source = self._source()
+        service = target.service if target is not None else None
+        ends = context.labels.ends(
+            True,
+            source,
+            context.peers.workload(workload),
+            context.peers.service(service) if service is not None else None,
+            owner.identity.uri if owner.identity is not None else "",
+            workload.identity.uri,
+            True,
+        )
+        reason = "tunnel from the peer's proxy"
+        if target is not None and target.proxy_protocol:
+            reason = "tunnel from the peer's proxy, handed on with a PROXY header"
+        self.open_record(ends, address, str(request.authority), reason)
+
+    def _source(self) -> Peer:
+        """The client's workload; beyond our network only its own words tell."""
+        context, owner, request = self.context, self.tunnel_owner, self._request
+        found = find_source(
+            context.state,
+            context.config.node.network,
+            owner.client[0],
+            owner.identity,
+            request.network,
+        )
+        if found is not None:
+            return context.peers.workload(found)
+        said = parse_baggage(request.baggage)
+        identity = owner.identity
+        return context.peers.described(
+            said.namespace or (identity.namespace if identity is not None else ""),
+            said.workload_name,
+            said.service,
+            said.revision,
+            identity.uri if identity is not None else "",
+            said.cluster,
+            said.region,
+            said.zone,
+        )
+
+    # ---- connect
+
+    def _connect(self, target: InboundTarget) -> None:
+        owner = self.tunnel_owner
+        source = None if target.from_loopback else owner.client[0]
+        try:
+            sock = connect_to_application(owner.pod, target.connect, source)
+        except OSError as error:
+            self._unreachable(error, target.connect)
+            return
+        self._connecting = Connecting(
+            self.context.engine,
+            sock,
+            self._connected,
+            self.context.deadline(self.context.config.sockets.connect_timeout),
+        )
+
+    def _connected(self, sock: socket.socket | None, error: OSError | None) -> None:
+        self._connecting = None
+        target = self._target
+        assert target is not None
+        if sock is None:
+            assert error is not None
+            self._unreachable(error, target.connect)
+            return
+        if self.ended or self._stream.closed:
+            self.context.engine.close_later(sock)
+            return
+        tunnel, stream = self._tunnel, self._stream
+        baggage = ""
+        if self.context.config.tunnel.response_baggage:
+            assert self._workload is not None
+            baggage = self.tunnel_owner.pod.baggage(self._workload)
+        tunnel.server.accept(stream, baggage)
+        tunnel.mark_dirty()
+        flow = StreamFlow(tunnel, stream, sock, self, app_is_client=False)
+        header = b""
+        if target.proxy_protocol:
+            header = self._proxy_header(target)
+        if header or self._early or self._early_ended:
+            flow.start_with(header, bytes(self._early), self._early_ended)
+            self._early = bytearray()
+        self.running(flow)
+
+    def _proxy_header(self, target: InboundTarget) -> bytes:
+        owner = self.tunnel_owner
+        identity = owner.identity.uri if owner.identity is not None else ""
+        return build_proxy_header(
+            owner.client,
+            target.proxy_destination or target.destination,
+            identity=identity,
+            target_host=target.service.hostname if target.service is not None else "",
+        )
+
+    def _unreachable(self, error: OSError, address: SocketAddress) -> None:
+        flags, words = failure_of(error, address)
+        self._refuse(UNAVAILABLE, flags, words)
+
+    # ---- refuse
+
+    def _refuse_early(self, status: int, reason: str) -> None:
+        self.ended = True
+        self.context.access_log.refused(
+            self.client, (self.tunnel_owner.local_ip, 15008), True, reason
+        )
+        self._answer(status, reason)
+
+    def _refuse(self, status: int, flags: str, reason: str) -> None:
+        self._answer(status, reason)
+        self.fail_record(flags, reason)
+
+    def _answer(self, status: int, reason: str) -> None:
+        stream, tunnel = self._stream, self._tunnel
+        if tunnel.closed or stream.local_closed:
+            return
+        # A refused peer learns that it was refused; which policy says so is for our own log.
+        words = "" if status == UNAUTHORIZED else reason
+        tunnel.server.refuse(stream, status, words)
+        stream.owner = _Rejected()
+        tunnel.mark_dirty()
+
+    # ---- from the peer, before the application is connected
+
+    def deliver(self, view: memoryview, ended: bool) -> None:
+        """Kept until there is somebody to take it; the stream's window bounds it."""
+        if len(self._early) + len(view) > _EARLY_LIMIT:
+            self._stop("the peer sent too much before it was accepted")
+            return
+        self._early += view
+        self._early_ended = self._early_ended or ended
+
+    def reset(self, event: StreamReset) -> None:
+        """The peer lost interest before it was answered."""
+        self._stop(f"the peer reset the stream ({event.code.name}) before it was answered")
+
+    def lost(self, reason: str) -> None:
+        """The tunnel broke before the connection was answered."""
+        self._stop(reason)
+
+    def _stop(self, reason: str) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        if not self._stream.closed and not self._tunnel.closed:
+            self._tunnel.http.reset(self._stream, ErrorCode.CANCEL, self.context.engine.now)
+            self._tunnel.mark_dirty()
+        self._stream.owner = _Rejected()
+        if not self.ended and hasattr(self, "record"):
+            self.fail_record(CONNECT, reason)
+        self.ended = True
+
+    # ---- later
+
+    def rejudge(self, state: MeshState, changes: Changes) -> None:
+        """Ends the connection if what changed forbids it."""
+        workload, attributes = self._workload, self._attributes
+        if workload is None or attributes is None or not changes.rejudge(workload):
+            return
+        current = self.tunnel_owner.pod.workload()
+        if current is None:
+            reason = "the workload is gone from the mesh"
+        else:
+            self._workload = current
+            verdict = authorize(state, current, attributes)
+            if verdict.allowed:
+                self.record.verdict = verdict.reason
+                return
+            reason = verdict.reason
+            self.record.verdict = reason
+            self.record.policy = verdict.policy
+            self.context.judged(verdict)
+        if self.flow is None:
+            self._refuse(UNAUTHORIZED, DENY, f"{POLICY_CHANGED}: {reason}")
+            if self._connecting is not None:
+                self._connecting.cancel()
+                self._connecting = None
+        else:
+            self.end(DENY, f"{POLICY_CHANGED}: {reason}")

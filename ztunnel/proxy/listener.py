@@ -1,0 +1,92 @@
+"""A listening socket in the engine."""
+
+import errno
+import logging
+import select
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from ztunnel.linux.sockets import Keepalive, SocketAddress, canonical, set_connection_options
+from ztunnel.relay.engine import Engine
+
+log = logging.getLogger("ztunnel.proxy")
+
+_AT_ONCE: Final = 64  # connections accepted in one round, so that running flows get their turn
+_PAUSE: Final = 0.1  # seconds to wait when there are no descriptors left
+
+Accepted = Callable[[socket.socket, SocketAddress], None]
+
+
+class Listener:
+    """Accepts connections and hands them on with their client's address."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        sock: socket.socket,
+        accepted: Accepted,
+        keepalive: Keepalive | None,
+    ) -> None:
+        self._engine = engine
+        self.socket = sock
+        self._accepted = accepted
+        self._keepalive = keepalive
+        self._closed = False
+        self._exhausted = False
+        engine.register(sock.fileno(), self, select.EPOLLIN)
+
+    def ready(self, events: int) -> None:
+        """Accepts what waits."""
+        for _ in range(_AT_ONCE):
+            try:
+                sock, address = self.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                    self._wait_for_descriptors(error)
+                    return
+                if error.errno in (errno.ECONNABORTED, errno.EPERM, errno.EPROTO):
+                    continue  # that client is gone; the next one may not be
+                raise
+            self._exhausted = False
+            sock.setblocking(False)
+            if self._keepalive is not None:
+                try:
+                    set_connection_options(sock, self._keepalive)
+                except OSError:
+                    sock.close()
+                    continue
+            try:
+                self._accepted(sock, (canonical(address[0]), address[1]))
+            except Exception:
+                log.exception("a connection from %s could not be served", address[0])
+                self._engine.close_later(sock)
+            if self._closed:
+                return
+
+    def _wait_for_descriptors(self, error: OSError) -> None:
+        """Clients stay in the queue; asking again at once would only burn the processor."""
+        if not self._exhausted:
+            self._exhausted = True
+            log.error("cannot accept connections: %s; waiting for some to end", error.strerror)
+        self._engine.unregister(self.socket.fileno())
+        self._engine.expire_at(self, self._engine.now + _PAUSE)
+
+    def expired(self) -> None:
+        """Tries again."""
+        if not self._closed:
+            self._engine.register(self.socket.fileno(), self, select.EPOLLIN)
+
+    def failed(self, error: BaseException) -> None:
+        """The socket itself is broken."""
+        log.error("a listener failed: %r", error)
+        self.close()
+
+    def close(self) -> None:
+        """Stops accepting. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._engine.in_time(self)
+            self._engine.close_later(self.socket)

@@ -1,0 +1,329 @@
+"""Connections that a pod of this node makes."""
+
+import socket
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from ztunnel.hbone.events import TunnelAccepted, TunnelRefused
+from ztunnel.hbone.forwarded import format_forwarded
+from ztunnel.hbone.traceparent import new_traceparent
+from ztunnel.http2.stream import Stream
+from ztunnel.linux.sockets import SocketAddress, original_destination, start_connect
+from ztunnel.mesh.decision import Direct, Hbone, NeedsDns, NeedsLookup, Passthrough, Refuse, Via
+from ztunnel.mesh.outbound import decide
+from ztunnel.mesh.service import Service
+from ztunnel.mesh.workload import Workload
+from ztunnel.proxy.connection import Connection, failure_of
+from ztunnel.proxy.failure import ConnectFailure
+from ztunnel.proxy.pool import PeerKey
+from ztunnel.relay.connect import Connecting
+from ztunnel.relay.pair import PairFlow
+from ztunnel.relay.stream import StreamFlow
+from ztunnel.relay.tunnel import Tunnel
+from ztunnel.telemetry.labels import CONNECT, DENY
+
+if TYPE_CHECKING:
+    from ztunnel.proxy.pod import PodProxy
+
+_TRIES: Final = 3  # endpoints tried before a connection is given up
+_QUESTIONS: Final = 4  # names and keys asked for one connection
+
+_NO_NAMES: Mapping[str, Sequence[str]] = {}
+
+
+class Outbound(Connection):
+    """One connection from a pod, from accept to its log line."""
+
+    __slots__ = (
+        "_connecting", "_decision", "_key", "_names", "_pod", "_sock", "_stream", "_tried",
+        "_tunnel", "_workload", "destination",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        pod: "PodProxy",
+        sock: socket.socket,
+        client: SocketAddress,
+        destination: SocketAddress,
+    ) -> None:
+        super().__init__(pod.context, pod.uid, client)
+        self.destination = destination
+        self._pod = pod
+        self._sock = sock
+        self._names = _NO_NAMES
+        self._tried: tuple[str, ...] = ()
+        self._workload: Workload | None = None
+        self._decision: Hbone | None = None
+        self._connecting: Connecting | None = None
+        self._key: PeerKey | None = None
+        self._stream: Stream | None = None
+        self._tunnel: Tunnel | None = None
+
+    # ---- decide
+
+    def start(self) -> None:
+        """Decides at once where everything is known, else in a task."""
+        self._workload = self._pod.workload()
+        if self._workload is None:
+            self.context.spawn(self._wait_for_workload)
+        else:
+            self._route()
+
+    async def _wait_for_workload(self) -> None:
+        self._workload = await self._pod.wait_for_workload()
+        if self._workload is None:
+            self._refuse_early(
+                f"failed to fetch information about local workload {self._pod}: the control plane"
+                " has not described it in time"
+            )
+            return
+        self._route()
+
+    def _refuse_early(self, reason: str) -> None:
+        """Before it is known whose connection it is."""
+        self.ended = True
+        self.context.access_log.refused(self.client, self.destination, False, reason)
+        self.context.engine.close_later(self._sock)
+
+    def _route(self) -> None:
+        context = self.context
+        workload = self._workload
+        assert workload is not None
+        decision = decide(
+            context.state,
+            workload,
+            self.destination,
+            rng=context.rng,
+            resolved=self._names,
+            exclude=self._tried,
+            illegal_ports=context.illegal_ports,
+        )
+        if isinstance(decision, Hbone):
+            self._decision = decision
+            self._key = PeerKey(decision.next_hop, decision.expected_identities)
+            if decision.via is Via.GATEWAY:
+                self._key = self._key.through(decision.authority, decision.inner_identities)
+            context.engine.expire_at(
+                self, context.deadline(3 * context.config.tunnel.handshake_timeout)
+            )
+            self._pod.pool(workload.identity).request(self._key, self)
+        elif isinstance(decision, Passthrough | Direct):
+            self._connect(decision)
+        elif isinstance(decision, Refuse):
+            self._open(decision.workload, decision.service, self.destination, "", decision.reason)
+            self._give_up(DENY if decision.code.value == "self-call" else CONNECT, decision.reason)
+        else:
+            context.spawn(self._ask, decision)
+
+    async def _ask(self, decision: NeedsDns | NeedsLookup) -> None:
+        """Gets what the decision needs, and decides again."""
+        questions = 0
+        context = self.context
+        workload = self._workload
+        assert workload is not None
+        prefer = ""
+        while True:
+            questions += 1
+            if questions > _QUESTIONS:
+                self._open(None, decision.service, self.destination, "", decision.reason)
+                self._give_up(CONNECT, f"no end of names to look up: {decision.reason}")
+                return
+            if isinstance(decision, NeedsDns):
+                prefer = decision.workload.uid
+                addresses = await context.resolve(decision.hostname)
+                self._names = {**self._names, decision.hostname: addresses}
+            else:
+                await context.look_up(decision.key)
+            again = decide(
+                context.state,
+                workload,
+                self.destination,
+                rng=context.rng,
+                resolved=self._names,
+                exclude=self._tried,
+                prefer=prefer,
+                illegal_ports=context.illegal_ports,
+            )
+            if not isinstance(again, NeedsDns | NeedsLookup):
+                self._route()
+                return
+            decision = again
+
+    # ---- plain
+
+    def _connect(self, decision: Passthrough | Direct) -> None:
+        context = self.context
+        self._open(decision.workload, decision.service, decision.next_hop, "", decision.reason)
+        try:
+            sock = start_connect(
+                decision.next_hop,
+                mark=context.mark,
+                keepalive=context.keepalive,
+                namespace=self._pod.namespace,
+            )
+        except OSError as error:
+            self._give_up(*failure_of(error, decision.next_hop))
+            return
+        self._connecting = Connecting(
+            context.engine,
+            sock,
+            self._connected,
+            context.deadline(context.config.sockets.connect_timeout),
+        )
+
+    def _connected(self, sock: socket.socket | None, error: OSError | None) -> None:
+        self._connecting = None
+        if sock is None:
+            assert error is not None
+            self._give_up(*failure_of(error, self.record.destination_address))
+            return
+        self.running(PairFlow(self.context.engine, self._sock, sock, self))
+
+    # ---- through a tunnel
+
+    def tunnel_ready(self, tunnel: Tunnel) -> None:
+        """A tunnel has room: ask for the connection."""
+        decision, pod, workload = self._decision, self._pod, self._workload
+        assert decision is not None
+        assert workload is not None
+        self._tunnel = tunnel
+        service = decision.service
+        stream = tunnel.client.connect(
+            decision.authority,
+            baggage=pod.baggage(workload),
+            forwarded=format_forwarded(
+                self.client[0], self.client[1], service.hostname if service is not None else ""
+            ),
+            traceparent=str(new_traceparent(self.context.rng.randbytes(24))),
+            extra=self._pod.network_header if decision.via is Via.GATEWAY else (),
+        )
+        stream.owner = self
+        self._stream = stream
+        tunnel.mark_dirty()
+
+    def tunnel_failed(self, failure: ConnectFailure) -> None:
+        """No tunnel: another endpoint may do, for nothing has been sent yet."""
+        self._again(failure.flags, str(failure))
+
+    def accepted(self, event: TunnelAccepted) -> None:
+        """The peer's proxy is connected to the application there."""
+        tunnel, stream, decision = self._tunnel, self._stream, self._decision
+        assert tunnel is not None
+        assert stream is not None
+        assert decision is not None
+        self.context.engine.in_time(self)
+        self._open_tunnelled(tunnel, event.baggage)
+        self.running(StreamFlow(tunnel, stream, self._sock, self, app_is_client=True))
+
+    def refused(self, event: TunnelRefused) -> None:
+        """The peer's proxy answered otherwise."""
+        # 503 says that the application there could not be reached: another one may do.
+        if event.status == 503 or event.retryable:
+            self._again(CONNECT, event.reason)
+        else:
+            self._fail_tunnelled(CONNECT, event.reason)
+
+    def unprocessed(self) -> None:
+        """The peer went away without looking at it."""
+        self._again(CONNECT, "the peer is going away", same_endpoint=True)
+
+    def lost(self, reason: str) -> None:
+        """The tunnel broke while the CONNECT was under way."""
+        flags = "TLS_FAILURE" if reason.startswith("TLS:") else CONNECT
+        self._again(flags, reason)
+
+    def expired(self) -> None:
+        """No answer to the CONNECT in time."""
+        if self._stream is not None and self._tunnel is not None:
+            self._tunnel.client.abandon(self._stream, self.context.engine.now)
+            self._tunnel.mark_dirty()
+        elif self._key is not None and self._workload is not None:
+            self._pod.pool(self._workload.identity).give_up(self._key, self)
+        self._fail_tunnelled(CONNECT, "no answer to the CONNECT request in time")
+
+    def _again(self, flags: str, reason: str, same_endpoint: bool = False) -> None:
+        """Tries another endpoint of the service, if there is one and it was not tried yet."""
+        decision = self._decision
+        assert decision is not None
+        if len(self._tried) + 1 < _TRIES and decision.service is not None:
+            self._stream = self._tunnel = None
+            tried = self._tried
+            # An empty entry counts the attempt without ruling the endpoint out.
+            self._tried = (*tried, "" if same_endpoint else decision.workload.uid)
+            if same_endpoint or self._has_another(decision.service):
+                self._route()
+                return
+        self._fail_tunnelled(flags, reason)
+
+    def _has_another(self, service: Service) -> bool:
+        return any(
+            endpoint.uid not in self._tried
+            for endpoint in self.context.state.endpoints(service.key)
+        )
+
+    def _open_tunnelled(self, tunnel: Tunnel | None, baggage: str = "") -> None:
+        decision = self._decision
+        assert decision is not None
+        assert self._workload is not None
+        peer = None
+        if tunnel is not None:
+            peer = self._pod.pool(self._workload.identity).peer_of(tunnel)
+        self._open(
+            decision.workload,
+            decision.service,
+            decision.next_hop,
+            decision.authority,
+            decision.reason,
+            peer.identity.uri if peer is not None and peer.identity is not None else "",
+            mutual_tls=tunnel is not None,
+        )
+        if decision.via is Via.GATEWAY and baggage and peer is not None:
+            # Who answered is known only from the other network's own words.
+            self._pod.describe_far_end(self.record, baggage, peer.identity)
+
+    def _fail_tunnelled(self, flags: str, reason: str) -> None:
+        if not self.ended:
+            self._open_tunnelled(self._tunnel)
+            self._give_up(flags, reason)
+
+    # ---- records
+
+    def _open(
+        self,
+        workload: Workload | None,
+        service: Service | None,
+        next_hop: SocketAddress,
+        authority: str,
+        reason: str,
+        peer_identity: str = "",
+        mutual_tls: bool = False,
+    ) -> None:
+        context = self.context
+        source = self._workload
+        assert source is not None
+        ends = context.labels.ends(
+            False,
+            context.peers.workload(source),
+            context.peer(workload),
+            context.peers.service(service) if service is not None else None,
+            source.identity.uri if mutual_tls else "",
+            peer_identity,
+            mutual_tls,
+        )
+        record = self.open_record(ends, next_hop, authority, reason)
+        record.original_destination = self.destination
+
+    def _give_up(self, flags: str, reason: str) -> None:
+        self.context.engine.in_time(self)
+        self.context.engine.close_later(self._sock)
+        self.fail_record(flags, reason)
+
+
+def accept_outbound(pod: "PodProxy", sock: socket.socket, client: SocketAddress) -> None:
+    """A connection that capture sent to the outbound listener."""
+    try:
+        destination = original_destination(sock)
+    except OSError:
+        pod.context.engine.close_later(sock)  # the client has gone already
+        return
+    Outbound(pod, sock, client, destination).start()

@@ -1,0 +1,378 @@
+"""The proxy of one pod: its listeners, its tunnels, and who it is."""
+
+import errno
+import logging
+import socket
+from typing import Final
+
+import trio
+
+from ztunnel.config.model import OriginalSource
+from ztunnel.hbone.baggage import Baggage, format_baggage, parse_baggage
+from ztunnel.hbone.server import TunnelServer
+from ztunnel.linux.netns import NetworkNamespace
+from ztunnel.linux.sockets import SocketAddress, listen_tcp, local_of
+from ztunnel.mesh.identity import Identity
+from ztunnel.mesh.workload import Workload
+from ztunnel.proxy.certificates import CertificateUnavailable
+from ztunnel.proxy.context import SOCKS_PORT, Context
+from ztunnel.proxy.dns import PodDns
+from ztunnel.proxy.handshake import shake_hands
+from ztunnel.proxy.inbound import InboundTunnel
+from ztunnel.proxy.listener import Accepted, Listener
+from ztunnel.proxy.outbound import accept_outbound
+from ztunnel.proxy.plaintext import accept_plaintext
+from ztunnel.proxy.pool import Pool
+from ztunnel.proxy.socks import accept_socks
+from ztunnel.relay.tunnel import Tunnel
+from ztunnel.telemetry.record import ConnectionRecord
+from ztunnel.tls.crl import RevocationList
+from ztunnel.tls.errors import TlsError
+from ztunnel.tls.handshake import Handshake
+from ztunnel.tls.spiffe import ClientMustBe
+
+log = logging.getLogger("ztunnel.proxy")
+
+OUTBOUND_PORT: Final = 15001
+PLAINTEXT_PORT: Final = 15006
+HBONE_PORT: Final = 15008
+GOAWAY_PAUSE: Final = 0.25  # seconds between the two GOAWAYs of a drain
+LOCAL_WORKLOAD_TIMEOUT: Final = 5.0  # seconds until the control plane must know a new pod
+
+
+class PodInfo:
+    """Who a pod is, as the node agent says."""
+
+    __slots__ = ("name", "namespace", "service_account", "uid")
+
+    def __init__(self, uid: str, name: str, namespace: str, service_account: str) -> None:
+        self.uid = uid
+        self.name = name
+        self.namespace = namespace
+        self.service_account = service_account
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class PodProxy:
+    """Serves one pod from inside its network namespace.
+
+    Args:
+        namespace: the pod's; None means the process's own (dedicated mode).
+        listeners: descriptors of a predecessor by kind, in place of new ones: what waits in
+            their queues is served, not lost.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        info: PodInfo,
+        namespace: NetworkNamespace | None,
+        listeners: dict[str, socket.socket],
+    ) -> None:
+        self.context = context
+        self.info = info
+        self.uid = info.uid
+        self.namespace = namespace
+        self._pools: dict[Identity, Pool] = {}
+        self._tunnels: set[InboundTunnel] = set()
+        self._baggage: tuple[Workload | None, str] = (None, "")
+        self._known = trio.Event()
+        self._listeners: dict[str, Listener] = {}
+        self._dns: PodDns | None = None
+        self._scope = trio.CancelScope()
+        network = context.config.node.network
+        self.network_header = [(b"x-forwarded-network", network.encode())] if network else []
+        self._listen(listeners)
+
+    def __str__(self) -> str:
+        return str(self.info)
+
+    # ---- listeners
+
+    def _listen(self, inherited: dict[str, socket.socket]) -> None:
+        """Opens every listener or none. Raises OSError."""
+        opened: dict[str, socket.socket] = {}
+        try:
+            for kind, port, transparent in (
+                ("outbound", OUTBOUND_PORT, False),
+                ("plaintext", PLAINTEXT_PORT, self.context.keep_source),
+                ("hbone", HBONE_PORT, self.context.keep_source),
+            ):
+                opened[kind] = self._inherit(inherited, kind) or self._open("", port, transparent)
+            if self.context.config.socks5:
+                opened["socks"] = self._inherit(inherited, "socks") or self._open(
+                    "127.0.0.1", SOCKS_PORT, False
+                )
+            if self.context.config.dns.enabled:
+                self._dns = PodDns(self, inherited)
+        except BaseException:
+            for sock in (*opened.values(), *inherited.values()):
+                sock.close()
+            raise
+        for left in inherited.values():
+            left.close()  # of a kind that this configuration does not have
+        accept: dict[str, Accepted] = {
+            "outbound": lambda sock, client: accept_outbound(self, sock, client),
+            "plaintext": lambda sock, client: accept_plaintext(self, sock, client),
+            "hbone": self._accept_tunnel,
+            "socks": lambda sock, client: accept_socks(self, sock, client),
+        }
+        for kind, sock in opened.items():
+            # The tunnels have keepalive of their own (PING).
+            keepalive = None if kind == "hbone" else self.context.keepalive
+            self._listeners[kind] = Listener(self.context.engine, sock, accept[kind], keepalive)
+
+    @staticmethod
+    def _inherit(inherited: dict[str, socket.socket], kind: str) -> socket.socket | None:
+        return inherited.pop(kind) if kind in inherited else None
+
+    def _open(self, address: str, port: int, transparent: bool) -> socket.socket:
+        sockets = self.context.config.sockets
+        wanted = address or ("::" if sockets.ipv6 else "0.0.0.0")
+        try:
+            return self._open_at(wanted, port, transparent)
+        except OSError as error:
+            if error.errno == errno.EAFNOSUPPORT and wanted == "::":
+                return self._open_at("0.0.0.0", port, transparent)
+            if transparent and not self.context.must_keep_source:
+                return self._open_at(wanted, port, False)
+            raise OSError(error.errno, f"listen on port {port}: {error.strerror}") from error
+
+    def _open_at(self, address: str, port: int, transparent: bool) -> socket.socket:
+        sockets = self.context.config.sockets
+        return listen_tcp(
+            address,
+            port,
+            mark=self.context.mark,
+            reuse_port=sockets.port_reuse,
+            transparent=transparent and sockets.original_source is not OriginalSource.NEVER,
+            backlog=sockets.listen_backlog,
+            namespace=self.namespace,
+        )
+
+    def sockets(self) -> dict[str, socket.socket]:
+        """The listening sockets by kind, for the control process to keep."""
+        found = {kind: listener.socket for kind, listener in self._listeners.items()}
+        if self._dns is not None:
+            found |= self._dns.sockets()
+        return found
+
+    async def run(self) -> None:
+        """Does what the pod needs tasks for, until it is closed."""
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                if self._dns is not None:
+                    nursery.start_soon(self._dns.run)
+                await trio.sleep_forever()
+
+    # ---- who it is
+
+    def workload(self) -> Workload | None:
+        """The pod as the control plane describes it now."""
+        info = self.info
+        return self.context.state.local_workload(
+            info.name, info.namespace, info.service_account, self.context.config.node.node_name
+        )
+
+    async def wait_for_workload(self) -> Workload | None:
+        """The same, waiting a little for the control plane: a new pod may be quicker than it."""
+        with trio.move_on_after(LOCAL_WORKLOAD_TIMEOUT):
+            while self.workload() is None:
+                await self._known.wait()
+        return self.workload()
+
+    def mesh_changed(self) -> None:
+        """The mesh state has changed: whoever waits for the workload looks again."""
+        self._known.set()
+        self._known = trio.Event()
+        workload = self.workload()
+        if workload is not None:
+            self.context.certificates.want(workload.identity)
+
+    def baggage(self, workload: Workload) -> str:
+        """What the pod's tunnels say of it."""
+        if self._baggage[0] is not workload:
+            text = format_baggage(
+                Baggage(
+                    workload.cluster_id,
+                    workload.namespace,
+                    workload.workload_type.name.lower(),
+                    workload.workload_name,
+                    workload.canonical_name,
+                    workload.canonical_revision,
+                    workload.locality.region,
+                    workload.locality.zone,
+                )
+            )
+            self._baggage = (workload, text)
+        return self._baggage[1]
+
+    def describe_far_end(
+        self, record: ConnectionRecord, baggage: str, identity: Identity | None
+    ) -> None:
+        """Fills in who answered in another network, from its own words."""
+        said = parse_baggage(baggage)
+        ends = record.ends
+        context = self.context
+        peer = context.peers.described(
+            said.namespace,
+            said.workload_name,
+            said.service,
+            said.revision,
+            identity.uri if identity is not None else "",
+            said.cluster,
+            said.region,
+            said.zone,
+        )
+        record.replace_ends(
+            context.labels.ends(
+                ends.inbound,
+                ends.source,
+                peer,
+                ends.service,
+                ends.source_principal,
+                ends.destination_principal,
+                ends.mutual_tls,
+            )
+        )
+
+    # ---- tunnels out
+
+    def pool(self, identity: Identity) -> Pool:
+        """The tunnels of the pod under that identity."""
+        pool = self._pools.get(identity)
+        if pool is None:
+            context = self.context
+            pool = Pool(context.pools, context.nursery, self.namespace, identity)
+            self._pools[identity] = pool
+        return pool
+
+    # ---- tunnels in
+
+    def _accept_tunnel(self, sock: socket.socket, client: SocketAddress) -> None:
+        self.context.spawn(self._establish, sock, client)
+
+    async def _establish(self, sock: socket.socket, client: SocketAddress) -> None:
+        """Shakes hands with a peer, as the pod."""
+        context = self.context
+        local: SocketAddress = ("", HBONE_PORT)
+        try:
+            local = local_of(sock)
+            with trio.fail_after(context.config.tunnel.handshake_timeout):
+                workload = await self.wait_for_workload()
+                if workload is None:
+                    raise CertificateUnavailable(f"local workload {self} is not known")
+                certificate = await context.certificates.wait(
+                    workload.identity, LOCAL_WORKLOAD_TIMEOUT
+                )
+                handshake = Handshake(
+                    context.contexts.server(certificate),
+                    ClientMustBe([workload.identity.trust_domain], context.pools.revocations),
+                )
+                result = await shake_hands(context.engine, sock, handshake)
+        except trio.TooSlowError:
+            reason = (
+                "the peer stayed silent in the TLS handshake for"
+                f" {context.config.tunnel.handshake_timeout:g}s"
+            )
+            self._refuse(sock, client, local, reason)
+            return
+        except (TlsError, CertificateUnavailable, OSError) as error:
+            self._refuse(sock, client, local, f"tunnel: {error}")
+            return
+        except BaseException:
+            context.engine.close_later(sock)
+            raise
+        if self._scope.cancel_called:
+            context.engine.close_later(sock)
+            return
+        owner = InboundTunnel(self, client, local[0], result.peer)
+        self._tunnels.add(owner)
+        owner.tunnel = Tunnel(
+            context.engine,
+            sock,
+            result.session,
+            TunnelServer(context.http),
+            result.leftover,
+            owner,
+        )
+
+    def _refuse(
+        self, sock: socket.socket, client: SocketAddress, local: SocketAddress, reason: str
+    ) -> None:
+        self.context.engine.close_later(sock)
+        self.context.access_log.refused(client, local, True, reason)
+
+    def inbound_tunnel_ended(self, owner: InboundTunnel) -> None:
+        """A peer's tunnel is over."""
+        self._tunnels.discard(owner)
+
+    # ---- life
+
+    def tick(self, now: float) -> None:
+        """Housekeeping, about once a second."""
+        for pool in self._pools.values():
+            pool.tick(now)
+        for owner in list(self._tunnels):
+            if owner.tunnel is not None:
+                owner.tunnel.tick(now)
+
+    def refuse_revoked(self, revocations: RevocationList) -> None:
+        """Ends tunnels whose peers' certificates have been revoked."""
+        for pool in self._pools.values():
+            pool.refuse_revoked(revocations)
+        for owner in list(self._tunnels):
+            reason = revocations.revoked(owner.peer.chain)
+            if reason is not None and owner.tunnel is not None:
+                owner.tunnel.close(f"connection closed: peer certificate revoked by CRL ({reason})")
+
+    @property
+    def tunnel_counts(self) -> tuple[int, int, int, int]:
+        """(tunnels out, streams out, tunnels in, streams in)."""
+        out = [pool.counts for pool in self._pools.values()]
+        inside = [o.tunnel for o in self._tunnels if o.tunnel is not None]
+        return (
+            sum(count[0] for count in out),
+            sum(count[1] for count in out),
+            len(inside),
+            sum(len(tunnel.http.streams) for tunnel in inside),
+        )
+
+    def drain(self) -> None:
+        """Accepts nothing new; what runs may end by itself."""
+        for listener in self._listeners.values():
+            listener.close()
+        for pool in self._pools.values():
+            pool.drain()
+        for owner in list(self._tunnels):
+            tunnel = owner.tunnel
+            if tunnel is not None and not tunnel.closed:
+                tunnel.server.shutdown(final=False)
+                tunnel.mark_dirty()
+                self.context.spawn(self._end_tunnel, tunnel)
+
+    async def _end_tunnel(self, tunnel: Tunnel) -> None:
+        """The second step of an orderly end, once the peer has had time to hear of the first."""
+        await trio.sleep(GOAWAY_PAUSE)
+        if not tunnel.closed:
+            tunnel.server.shutdown(final=True)
+            tunnel.mark_dirty()
+            tunnel.finish_streams()
+
+    def close(self, reason: str) -> None:
+        """Ends everything of the pod now."""
+        self._scope.cancel()
+        for listener in self._listeners.values():
+            listener.close()
+        for pool in self._pools.values():
+            pool.close(reason)
+        for owner in list(self._tunnels):
+            if owner.tunnel is not None:
+                owner.tunnel.close(reason)
+        for connection in self.context.registry.of(self.uid):
+            connection.end("-", reason)
+        if self.namespace is not None:
+            self.namespace.close()
+        log.info("pod %s is no longer served: %s", self, reason)

@@ -1,0 +1,397 @@
+"""The tunnels of one pod to its peers, shared by the pod's connections.
+
+Connections to the same peer with the same accepted identities share a tunnel,
+up to the streams that the peer announced (and our own limit). A connection
+that finds no room waits while one is opened; how many are opened at once
+follows from how many wait. Everybody who waits is told, one way or the other.
+"""
+
+import logging
+import socket
+from collections import deque
+from typing import Any, Final, NamedTuple, Protocol
+
+import trio
+
+from ztunnel.hbone.client import TunnelClient
+from ztunnel.http2.events import GoAwayReceived, SettingsReceived
+from ztunnel.http2.settings import LocalSettings
+from ztunnel.linux.netns import NetworkNamespace
+from ztunnel.linux.sockets import Keepalive, SocketAddress, start_connect
+from ztunnel.mesh.identity import Identity
+from ztunnel.proxy.certificates import CertificateStore, CertificateUnavailable
+from ztunnel.proxy.failure import ConnectFailure
+from ztunnel.proxy.handshake import connected, shake_hands
+from ztunnel.proxy.outer import OuterStream
+from ztunnel.relay.engine import Engine
+from ztunnel.relay.tunnel import Tunnel
+from ztunnel.telemetry.labels import (
+    CONNECT,
+    H2_HANDSHAKE_FAILURE,
+    IDENTITY_ERROR,
+    NETWORK_POLICY,
+    TLS_FAILURE,
+)
+from ztunnel.tls.contexts import ContextCache
+from ztunnel.tls.crl import RevocationList
+from ztunnel.tls.errors import TlsError
+from ztunnel.tls.handshake import Handshake
+from ztunnel.tls.spiffe import PeerCertificate, ServerMustBe
+
+log = logging.getLogger("ztunnel.proxy")
+
+_AT_ONCE: Final = 8  # tunnels opened to one peer at the same time
+_INNER_IDLE: Final = 5.0  # seconds; an inner tunnel is not meant to be used again
+_RESETS_LEFT: Final = 50  # a tunnel whose peer takes fewer resets than this gets no new streams
+
+
+class PeerKey(NamedTuple):
+    """Whom a tunnel leads to.
+
+    Attributes:
+        address: where to connect.
+        expected: one of these must be in the certificate there.
+        inner_authority: "" for a plain tunnel; else a tunnel to the peer at `address` is asked
+            for a connection to this authority, and the tunnel meant here runs inside of that
+            one (another network's gateway).
+        inner_expected: one of these must be in the certificate at the end of the inner tunnel.
+    """
+
+    address: SocketAddress
+    expected: tuple[Identity | str, ...]
+    inner_authority: str = ""
+    inner_expected: tuple[Identity | str, ...] = ()
+
+    def through(self, authority: str, expected: tuple[Identity | str, ...]) -> "PeerKey":
+        """The tunnel inside this one."""
+        return PeerKey(self.address, self.expected, authority, expected)
+
+    @property
+    def outer(self) -> "PeerKey":
+        """The tunnel around an inner one."""
+        return PeerKey(self.address, self.expected)
+
+    def __str__(self) -> str:
+        host, port = self.address
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"{self.inner_authority} through {where}" if self.inner_authority else where
+
+
+class Waiting(Protocol):
+    """A connection that wants a stream."""
+
+    def tunnel_ready(self, tunnel: Tunnel) -> None:
+        """Open your stream now; there is room for it."""
+
+    def tunnel_failed(self, failure: ConnectFailure) -> None:
+        """There will be no tunnel."""
+
+
+class PoolSettings:
+    """What all pools of a worker have in common."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        contexts: ContextCache,
+        certificates: CertificateStore,
+        *,
+        mark: int | None,
+        keepalive: Keepalive | None,
+        max_streams: int,
+        idle_timeout: float,
+        connect_timeout: float,
+        handshake_timeout: float,
+        http: LocalSettings,
+    ) -> None:
+        self.engine = engine
+        self.contexts = contexts
+        self.certificates = certificates
+        self.mark = mark
+        self.keepalive = keepalive
+        self.max_streams = max_streams
+        self.idle_timeout = idle_timeout
+        self.connect_timeout = connect_timeout
+        self.handshake_timeout = handshake_timeout
+        self.http = http
+        self.revocations: RevocationList | None = None
+
+
+class PooledTunnel:
+    """A tunnel of the pool, and whom it leads to."""
+
+    __slots__ = ("key", "peer", "pool", "ready", "tunnel")
+
+    def __init__(self, pool: "Pool", key: PeerKey, peer: PeerCertificate) -> None:
+        self.pool = pool
+        self.key = key
+        self.peer = peer
+        self.ready = False
+        self.tunnel: Tunnel | None = None
+
+    def event(self, tunnel: Tunnel, event: Any) -> None:
+        if isinstance(event, SettingsReceived):
+            if event.first:
+                self.ready = True
+                self.pool.settings_arrived(self)
+        elif isinstance(event, GoAwayReceived):
+            self.pool.forget(self)
+
+    def tunnel_lost(self, tunnel: Tunnel, reason: str) -> None:
+        self.pool.tunnel_lost(self, reason)
+
+
+class Pool:
+    """The pool of one pod, which connects from inside its namespace as its identity.
+
+    Args:
+        source: the local pod's identity; its certificate is shown to peers.
+    """
+
+    def __init__(
+        self,
+        settings: PoolSettings,
+        nursery: trio.Nursery,
+        namespace: NetworkNamespace | None,
+        source: Identity,
+    ) -> None:
+        self.settings = settings
+        self.namespace = namespace
+        self.source = source
+        self._nursery = nursery
+        self._tunnels: dict[PeerKey, list[PooledTunnel]] = {}
+        self._waiting: dict[PeerKey, deque[Waiting]] = {}
+        self._opening: dict[PeerKey, int] = {}
+        self._all: set[PooledTunnel] = set()
+        self.closed = False
+
+    def request(self, key: PeerKey, waiting: Waiting) -> None:
+        """Calls `waiting.tunnel_ready` at once where there is room, else when there is."""
+        tunnel = self._room(key)
+        if tunnel is not None:
+            waiting.tunnel_ready(tunnel)
+            return
+        if self.closed:
+            waiting.tunnel_failed(ConnectFailure("the pod is leaving the mesh", CONNECT))
+            return
+        self._waiting.setdefault(key, deque()).append(waiting)
+        self._open_more(key)
+
+    def _room(self, key: PeerKey) -> Tunnel | None:
+        for pooled in self._tunnels.get(key, ()):
+            tunnel = pooled.tunnel
+            if (
+                pooled.ready
+                and tunnel is not None
+                and tunnel.client.can_open()
+                and len(tunnel.http.streams) < self._limit(key)
+                and tunnel.http.resets.left(tunnel.engine.now) > _RESETS_LEFT
+            ):
+                return tunnel
+        return None
+
+    def _limit(self, key: PeerKey) -> int:
+        # Behind a gateway each tunnel leads to an endpoint that was chosen there: sharing it
+        # would send everything to one of them.
+        return 1 if key.inner_authority else self.settings.max_streams
+
+    def _open_more(self, key: PeerKey) -> None:
+        waiting = len(self._waiting.get(key, ()))
+        opening = self._opening.get(key, 0)
+        # Tunnels whose SETTINGS are still to come will take their share.
+        arriving = sum(not pooled.ready for pooled in self._tunnels.get(key, ()))
+        wanted = min(_AT_ONCE, -(-waiting // self._limit(key)))
+        for _ in range(wanted - opening - arriving):
+            self._opening[key] = self._opening.get(key, 0) + 1
+            self._nursery.start_soon(self._connect, key)
+
+    async def _connect(self, key: PeerKey) -> None:
+        failure: ConnectFailure | None = None
+        try:
+            await self._establish(key)
+        except ConnectFailure as error:
+            failure = error
+        except TlsError as error:
+            failure = ConnectFailure(f"TLS with {key}: {error}", TLS_FAILURE)
+        except OSError as error:
+            failure = ConnectFailure(f"connect to {key}: {error.strerror or error}", CONNECT)
+        finally:
+            opening = self._opening.get(key, 1) - 1
+            if opening:
+                self._opening[key] = opening
+            else:
+                self._opening.pop(key, None)
+            if failure is None and trio.current_effective_deadline() == -float("inf"):
+                failure = ConnectFailure("the pod is leaving the mesh", CONNECT)
+            if failure is not None and not self._opening.get(key):
+                self._fail(key, failure)
+
+    async def _establish(self, key: PeerKey) -> None:
+        settings = self.settings
+        try:
+            certificate = await settings.certificates.wait(self.source, settings.handshake_timeout)
+        except CertificateUnavailable as error:
+            raise ConnectFailure(str(error), IDENTITY_ERROR) from error
+        sock = await (self._inner_socket(key) if key.inner_authority else self._connected(key))
+        try:
+            handshake = Handshake(
+                settings.contexts.client(certificate),
+                ServerMustBe(key.inner_expected or key.expected, settings.revocations),
+            )
+            with trio.move_on_after(settings.handshake_timeout) as limit:
+                result = await shake_hands(settings.engine, sock, handshake)
+            if limit.cancelled_caught:
+                raise ConnectFailure(
+                    f"TLS with {key}: the peer stayed silent in the handshake for"
+                    f" {settings.handshake_timeout:g}s",
+                    TLS_FAILURE,
+                )
+        except BaseException:
+            settings.engine.close_later(sock)
+            raise
+        pooled = PooledTunnel(self, key, result.peer)
+        self._tunnels.setdefault(key, []).append(pooled)
+        self._all.add(pooled)
+        pooled.tunnel = Tunnel(
+            settings.engine,
+            sock,
+            result.session,
+            TunnelClient(settings.http),
+            result.leftover,
+            pooled,
+        )
+        self._nursery.start_soon(self._settings_due, pooled)
+
+    async def _connected(self, key: PeerKey) -> socket.socket:
+        """A TCP connection to the peer. Raises ConnectFailure, OSError."""
+        settings = self.settings
+        sock = start_connect(
+            key.address,
+            mark=settings.mark,
+            keepalive=settings.keepalive,
+            namespace=self.namespace,
+        )
+        try:
+            with trio.move_on_after(settings.connect_timeout) as limit:
+                await connected(settings.engine, sock)
+            if limit.cancelled_caught:
+                raise ConnectFailure(
+                    f"connect to {key}: no answer within {settings.connect_timeout:g}s; maybe a"
+                    f" NetworkPolicy blocks port {key.address[1]}",
+                    NETWORK_POLICY,
+                )
+        except BaseException:
+            settings.engine.close_later(sock)
+            raise
+        return sock
+
+    async def _inner_socket(self, key: PeerKey) -> socket.socket:
+        """One end of a socket pair whose other end is relayed to a stream of the outer tunnel.
+
+        So the inner tunnel is a tunnel like any other: it does not know that its socket is none
+        of the network's. The extra copy is paid only between networks. Raises ConnectFailure.
+        """
+        outer = OuterStream(self.settings.engine, key.inner_authority)
+        self.request(key.outer, outer)
+        try:
+            with trio.fail_after(self.settings.handshake_timeout):
+                return await outer.socket()
+        except trio.TooSlowError:
+            raise ConnectFailure(
+                f"gateway {key.outer} did not answer the CONNECT request for"
+                f" {key.inner_authority} in time",
+                CONNECT,
+            ) from None
+        finally:
+            outer.given_up = True
+
+    async def _settings_due(self, pooled: PooledTunnel) -> None:
+        """A peer that shakes hands and then says nothing must not hold connections."""
+        await trio.sleep(self.settings.handshake_timeout)
+        if not pooled.ready and pooled.tunnel is not None:
+            pooled.tunnel.close(
+                f"the peer sent no HTTP/2 SETTINGS for {self.settings.handshake_timeout:g}s"
+            )
+
+    def settings_arrived(self, pooled: PooledTunnel) -> None:
+        """A new tunnel's limits are known: serve those who wait."""
+        waiting = self._waiting.get(pooled.key)
+        while waiting:
+            tunnel = self._room(pooled.key)
+            if tunnel is None:
+                self._open_more(pooled.key)
+                return
+            waiting.popleft().tunnel_ready(tunnel)
+        self._waiting.pop(pooled.key, None)
+
+    def forget(self, pooled: PooledTunnel) -> None:
+        """No new streams on this one."""
+        tunnels = self._tunnels.get(pooled.key)
+        if tunnels and pooled in tunnels:
+            tunnels.remove(pooled)
+            if not tunnels:
+                del self._tunnels[pooled.key]
+
+    def tunnel_lost(self, pooled: PooledTunnel, reason: str) -> None:
+        """A tunnel is gone. Who waited for its SETTINGS must hear of it."""
+        self.forget(pooled)
+        self._all.discard(pooled)
+        if not pooled.ready and not self._opening.get(pooled.key):
+            # A server refuses our certificate only after our own handshake has ended well.
+            flags = TLS_FAILURE if reason.startswith("TLS:") else H2_HANDSHAKE_FAILURE
+            self._fail(pooled.key, ConnectFailure(f"tunnel to {pooled.key}: {reason}", flags))
+
+    def _fail(self, key: PeerKey, failure: ConnectFailure) -> None:
+        for waiting in self._waiting.pop(key, ()):
+            waiting.tunnel_failed(failure)
+
+    def give_up(self, key: PeerKey, waiting: Waiting) -> None:
+        """`waiting` no longer wants a stream."""
+        queue = self._waiting.get(key)
+        if queue is not None and waiting in queue:
+            queue.remove(waiting)
+
+    def peer_of(self, tunnel: Tunnel) -> PeerCertificate | None:
+        """Who is at the other end of a tunnel of this pool."""
+        owner = tunnel.owner
+        return owner.peer if isinstance(owner, PooledTunnel) else None
+
+    def tick(self, now: float) -> None:
+        """Keepalive, and the end of tunnels that nobody has used for long."""
+        for pooled in list(self._all):
+            tunnel = pooled.tunnel
+            if tunnel is None:
+                continue
+            tunnel.tick(now)
+            allowed = _INNER_IDLE if pooled.key.inner_authority else self.settings.idle_timeout
+            if tunnel.idle and now - tunnel.used > allowed:
+                tunnel.close("not used for long")
+
+    def refuse_revoked(self, revocations: RevocationList) -> None:
+        """Ends tunnels to peers whose certificates have been revoked."""
+        for pooled in list(self._all):
+            reason = revocations.revoked(pooled.peer.chain)
+            if reason is not None and pooled.tunnel is not None:
+                pooled.tunnel.close(f"the peer's certificate is revoked: {reason}")
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(tunnels, streams)."""
+        tunnels = [pooled.tunnel for pooled in self._all if pooled.tunnel is not None]
+        return len(tunnels), sum(len(tunnel.http.streams) for tunnel in tunnels)
+
+    def drain(self) -> None:
+        """No new tunnels; existing ones end with their last stream."""
+        self.closed = True
+        for pooled in list(self._all):
+            if pooled.tunnel is not None:
+                pooled.tunnel.finish_streams()
+
+    def close(self, reason: str) -> None:
+        """Ends everything now."""
+        self.closed = True
+        for key in list(self._waiting):
+            self._fail(key, ConnectFailure(reason, CONNECT))
+        for pooled in list(self._all):
+            if pooled.tunnel is not None:
+                pooled.tunnel.close(reason)

@@ -1,0 +1,63 @@
+"""The live connections of a worker, so that they can be listed, counted and judged again."""
+
+from typing import Any, Protocol
+
+from ztunnel.mesh.changes import Changes
+from ztunnel.mesh.state import MeshState
+from ztunnel.telemetry.record import ConnectionRecord
+
+
+class Live(Protocol):
+    """A connection in the registry."""
+
+    record: ConnectionRecord
+    uid: str
+
+    def count(self) -> None:
+        """Brings the record's byte totals up to date."""
+
+    def describe(self) -> dict[str, Any]:
+        """For the list of connections."""
+
+    def end(self, flags: str, reason: str) -> None:
+        """Ends it now."""
+
+    def rejudge(self, state: MeshState, changes: Changes) -> None:
+        """The mesh changed: end yourself if you are no longer allowed."""
+
+
+class Registry:
+    """A set of live connections."""
+
+    def __init__(self) -> None:
+        self._live: set[Live] = set()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def add(self, connection: Live) -> None:
+        """Before it is judged: a policy that changes meanwhile must find it here."""
+        self._live.add(connection)
+
+    def remove(self, connection: Live) -> None:
+        """Idempotent."""
+        self._live.discard(connection)
+
+    def rejudge(self, state: MeshState, changes: Changes) -> None:
+        """Lets every connection look at what changed."""
+        for connection in list(self._live):
+            connection.rejudge(state, changes)
+
+    def of(self, uid: str) -> list[Live]:
+        """Those of one pod."""
+        return [connection for connection in self._live if connection.uid == uid]
+
+    def count(self) -> None:
+        """Moves the bytes of live connections into the metrics."""
+        for connection in self._live:
+            connection.count()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """All of them."""
+        self.count()
+        return [connection.describe() for connection in self._live]

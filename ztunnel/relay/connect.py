@@ -1,0 +1,69 @@
+"""Waits, in the engine, for a non-blocking connect."""
+
+import errno
+import os
+import select
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from ztunnel.relay.engine import Engine
+
+CONNECT_TIMEOUT: Final = 10.0  # seconds
+
+
+class Connecting:
+    """A TCP connect under way.
+
+    Calls `done(sock, None)` once connected, else `done(None, error)`, exactly
+    once; after `cancel` not at all. A failed socket is closed here.
+    """
+
+    __slots__ = ("_done", "_engine", "_sock")
+
+    def __init__(
+        self,
+        engine: Engine,
+        sock: socket.socket,
+        done: Callable[[socket.socket | None, OSError | None], None],
+        deadline: float,
+    ) -> None:
+        self._engine = engine
+        self._sock: socket.socket | None = sock
+        self._done = done
+        engine.register(sock.fileno(), self, select.EPOLLOUT)
+        engine.expire_at(self, deadline)
+
+    def ready(self, events: int) -> None:
+        """The connect has ended, one way or the other."""
+        sock = self._sock
+        if sock is None:
+            return
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._end(OSError(code, os.strerror(code)))
+            return
+        self._engine.in_time(self)
+        self._engine.unregister(sock.fileno())
+        self._sock = None
+        self._done(sock, None)
+
+    def expired(self) -> None:
+        """No answer in time."""
+        self._end(TimeoutError(errno.ETIMEDOUT, "no answer to the connect in time"))
+
+    def failed(self, error: BaseException) -> None:
+        """`done` raised, or the socket did."""
+        self._end(OSError(errno.EIO, f"internal error: {error!r}"))
+
+    def cancel(self) -> None:
+        """Gives up without calling `done`."""
+        if self._sock is not None:
+            self._engine.in_time(self)
+            self._engine.close_later(self._sock)
+            self._sock = None
+
+    def _end(self, error: OSError) -> None:
+        if self._sock is not None:
+            self.cancel()
+            self._done(None, error)
