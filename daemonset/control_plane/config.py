@@ -1,0 +1,48 @@
+"""How a control plane is set up."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from daemonset.control_plane.ca.generations import OVERLAP
+from daemonset.control_plane.ca.service import Lifetimes
+from daemonset.control_plane.translation.settings import MeshSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlaneConfig:
+    """All of a control plane's settings.
+
+    Attributes:
+        source: the folder of YAML.
+        state: where keys and copies of good files are kept (made with mode 0700).
+        given_ca: a folder in the layout of Istio's ``cacerts``; None: an authority of its own.
+        address: to listen on, for all ports.
+        xds_port: plaintext; None: off. tls_port: xDS and CA. status_port: HTTP. 0: any free one.
+        server_names: names and addresses beside ``istiod.<root namespace>.svc`` and localhost
+            that the serving certificate is good for.
+        node_proxies: "namespace/account" of those that may ask for the identities of others.
+        agents_report: node agents say which pods they have captured (``report_captured``);
+            otherwise whatever labels select counts as captured.
+        refuse_errors: do not start with a file that has errors and was never good.
+        poll_interval: seconds between two looks at the folder.
+        overlap: how long a new root is handed out before anything is signed below it.
+    """
+
+    source: Path
+    state: Path
+    settings: MeshSettings = field(default_factory=MeshSettings)
+    given_ca: Path | None = None
+    address: str = "127.0.0.1"
+    xds_port: int | None = 15010
+    tls_port: int = 15012
+    status_port: int = 15014
+    server_names: tuple[str, ...] = ()
+    node_proxies: frozenset[str] = frozenset({"istio-system/ztunnel"})
+    agents_report: bool = False
+    refuse_errors: bool = True
+    poll_interval: float = 0.1
+    lifetimes: Lifetimes = field(default_factory=Lifetimes)
+    overlap: datetime.timedelta = OVERLAP

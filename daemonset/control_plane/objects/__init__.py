@@ -1,0 +1,1 @@
+"""Kubernetes and Istio objects, read strictly into frozen dataclasses: one kind per file."""

@@ -1,0 +1,22 @@
+"""GatewayClass (gateway.networking.k8s.io/v1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from daemonset.control_plane.objects.meta import ObjectMeta, read_meta
+from daemonset.control_plane.objects.section import Section
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayClass:
+    """Its label istio.io/waypoint-for sets what its waypoints serve by default."""
+
+    meta: ObjectMeta
+    controller_name: str
+
+
+def read_gateway_class(root: Section) -> GatewayClass:
+    """Raises ObjectError."""
+    meta = read_meta(root, "GatewayClass", namespaced=False)
+    return GatewayClass(meta, root.section("spec").text("controllerName"))

@@ -1,0 +1,275 @@
+"""The control plane as a whole: source, translation, xDS, CA and status in one process."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import asdict, dataclass
+
+import trio
+
+from daemonset.control_plane.ca.admission import Admission
+from daemonset.control_plane.ca.authenticator import AuthenticationError, Metadata, bearer_token
+from daemonset.control_plane.ca.authority import Authority, AuthorityHolder, load_given
+from daemonset.control_plane.ca.generations import open_state
+from daemonset.control_plane.ca.private_files import make_private_folder
+from daemonset.control_plane.ca.service import CertificateService
+from daemonset.control_plane.ca.serving import ServingCertificate
+from daemonset.control_plane.ca.tokens import TokenSubject, TokenVerifier, open_token_key
+from daemonset.control_plane.config import ControlPlaneConfig
+from daemonset.control_plane.grpc_server import GrpcThread, Listener
+from daemonset.control_plane.mesh import Mesh
+from daemonset.control_plane.metrics import ControlPlaneMetrics
+from daemonset.control_plane.objects.objectset import ObjectSet
+from daemonset.control_plane.sources.folder import FolderSource
+from daemonset.control_plane.sources.last_good import LastGood
+from daemonset.control_plane.sources.problem import Problem
+from daemonset.control_plane.status import StatusSources, status_handler
+from daemonset.control_plane.translation.finding import Finding
+from daemonset.control_plane.xds.service import DiscoveryService
+from ztunnel.telemetry.http_server import HttpServer, open_listeners
+
+_log = logging.getLogger("daemonset.control_plane")
+
+_ROTATION_CHECK = 3600.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where a running control plane listens; ``xds`` is 0 where plaintext is off."""
+
+    xds: int
+    tls: int
+    status: int
+
+
+class ControlPlane:
+    """One control plane. Everything but ``run`` may be called from the trio thread at any time.
+
+    Args:
+        config: see there.
+        complete: changes the objects of the source before they are translated: a place to fill
+            in what a folder leaves open, such as the addresses of pods.
+    """
+
+    def __init__(
+        self,
+        config: ControlPlaneConfig,
+        complete: Callable[[ObjectSet], ObjectSet] | None = None,
+    ) -> None:
+        self._config = config
+        self._complete = complete
+        self._metrics = ControlPlaneMetrics()
+        self._mesh = Mesh(config.settings, self._metrics)
+        make_private_folder(config.state)
+        last_good = LastGood(config.state / "last-good")
+        self._source = FolderSource(config.source, last_good)
+        self._captured: frozenset[tuple[str, str]] | None = (
+            frozenset() if config.agents_report else None
+        )
+        self._authority = AuthorityHolder(self._open_authority())
+        self._signer = open_token_key(config.state)
+        self._verifier = TokenVerifier(self._signer.public_key)
+        self._discovery = DiscoveryService(self._mesh.snapshot)
+        self._grpc = GrpcThread()
+        self._changed = trio.Event()
+        self._listeners: list[Callable[[ObjectSet], None]] = []
+        self.objects = ObjectSet()
+
+    @property
+    def roots_pem(self) -> str:
+        """The roots to trust, for the control plane's own certificate and for workloads'."""
+        return self._authority.get().roots_pem
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """About the objects in force."""
+        return self._mesh.findings
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Why files are refused."""
+        return self._source.state.problems
+
+    @property
+    def generation(self) -> int:
+        """Counts what has been published; 0 before anything was."""
+        return self._mesh.snapshot.generation
+
+    def mint_token(self, subject: TokenSubject, lifetime: float = 12 * 3600.0) -> str:
+        """A token for a node's proxy or a pod.
+
+        Args:
+            lifetime: seconds.
+        """
+        return self._signer.mint(subject, time.time(), lifetime)
+
+    def report_captured(self, namespace: str, pod: str, captured: bool) -> None:
+        """A node agent has taken a pod into the mesh, or let it go. For ``agents_report``."""
+        before = self._captured or frozenset()
+        key = (namespace, pod)
+        self._captured = before | {key} if captured else before - {key}
+        if self._captured != before:
+            self._changed.set()
+
+    def on_objects(self, listener: Callable[[ObjectSet], None]) -> None:
+        """Call ``listener`` after each change of the source, with all objects."""
+        self._listeners.append(listener)
+
+    async def run(self, *, task_status: trio.TaskStatus[Ports] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled.
+
+        Raises:
+            FolderError: the folder cannot be taken into use.
+            OSError: a port is taken.
+        """
+        self._source.load(refuse_errors=self._config.refuse_errors)
+        self._take_objects()
+        await self._publish(serving=False)
+        listeners = await open_listeners([self._config.address], self._config.status_port)
+        status = HttpServer(listeners, status_handler(self._status_sources()))
+        try:
+            ports = await trio.to_thread.run_sync(self._grpc.start, self._listen)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(status.serve)
+                nursery.start_soon(self._watch)
+                nursery.start_soon(self._translate)
+                nursery.start_soon(self._rotate)
+                xds = ports[1] if len(ports) > 1 else 0
+                result = Ports(xds=xds, tls=ports[0], status=status.addresses[0][1])
+                _log.info("serves %s: %s", self._config.source, result)
+                task_status.started(result)
+        finally:
+            for listener in listeners:
+                listener.socket.close()
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._grpc.stop)
+
+    async def settled(self) -> None:
+        """Wait until every connected client has acknowledged all that is in force."""
+        while True:
+            if await trio.to_thread.run_sync(self._all_up_to_date):
+                return
+            await trio.sleep(0.02)
+
+    def _all_up_to_date(self) -> bool:
+        def ask() -> bool:
+            snapshot = self._mesh.snapshot
+            return all(client.is_up_to_date(snapshot) for client in self._discovery.clients)
+
+        return self._grpc.call(ask).result()
+
+    def _listen(self) -> list[Listener]:
+        config = self._config
+        certificates = CertificateService(
+            self._authority,
+            self._verifier,
+            Admission(config.settings.trust_domain, config.node_proxies),
+            lambda: self._mesh.directory,
+            self._metrics,
+            config.lifetimes,
+        )
+        names = (
+            f"istiod.{config.settings.root_namespace}.svc",
+            "localhost",
+            "127.0.0.1",
+            "::1",
+            *config.server_names,
+        )
+        serving = ServingCertificate(self._authority, names)
+        secure = [self._discovery.handler(self._authenticate), certificates.handler()]
+        listeners = [Listener(config.address, config.tls_port, secure, serving.credentials())]
+        if config.xds_port is not None:
+            open_handlers = [self._discovery.handler(None)]
+            listeners.append(Listener(config.address, config.xds_port, open_handlers, None))
+        return listeners
+
+    def _authenticate(self, metadata: Metadata) -> str:
+        try:
+            return str(self._verifier.verify(bearer_token(metadata), time.time()))
+        except AuthenticationError as error:
+            _log.warning("xDS stream refused: %s", error)
+            raise PermissionError("the token is not valid") from None
+
+    def _open_authority(self) -> Authority:
+        now = datetime.datetime.now(datetime.UTC)
+        if self._config.given_ca is not None:
+            return load_given(self._config.given_ca, now)
+        return open_state(
+            self._config.state / "ca", self._config.settings.trust_domain, now, self._config.overlap
+        )
+
+    async def _watch(self) -> None:
+        async for _ in self._source.changes(self._config.poll_interval):
+            self._take_objects()
+            self._changed.set()
+
+    def _take_objects(self) -> None:
+        objects = self._source.state.objects
+        self.objects = self._complete(objects) if self._complete is not None else objects
+        for listener in self._listeners:
+            listener(self.objects)
+
+    async def _translate(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed = trio.Event()
+            await self._publish(serving=True)
+
+    async def _publish(self, *, serving: bool) -> None:
+        """A large mesh takes a while, and clients are answered meanwhile."""
+        snapshot = await trio.to_thread.run_sync(
+            self._mesh.update, self.objects, self._captured, self._place, len(self.problems)
+        )
+        if serving:
+            self._grpc.call(lambda: self._discovery.publish(snapshot))
+        else:
+            self._discovery.publish(snapshot)
+
+    async def _rotate(self) -> None:
+        while True:
+            await trio.sleep(_ROTATION_CHECK)
+            try:
+                authority = await trio.to_thread.run_sync(self._open_authority)
+            except Exception:
+                _log.exception("the authority cannot be read again: the one in force stays")
+                continue
+            if authority != self._authority.get():
+                self._authority.replace(authority)
+                _log.info("the authority has changed")
+
+    def _place(self, finding: Finding) -> str:
+        return self._source.state.place(finding.object, finding.field)
+
+    def _status_sources(self) -> StatusSources:
+        return StatusSources(
+            ready=lambda: self.generation > 0,
+            snapshot=lambda: self._mesh.snapshot,
+            findings=lambda: self.findings,
+            problems=lambda: self.problems,
+            place=self._place,
+            clients=self._list_clients,
+            metrics=self._metrics,
+        )
+
+    def _list_clients(self) -> list[dict[str, object]]:
+        def ask() -> list[dict[str, object]]:
+            return [
+                {
+                    "peer": client.peer,
+                    "node_id": client.node_id,
+                    "node_name": client.node_name,
+                    "identity": client.identity,
+                    "connected_at": client.connected_at,
+                    "types": {name: asdict(item) for name, item in client.status().items()},
+                }
+                for client in self._discovery.clients
+            ]
+
+        try:
+            return self._grpc.call(ask).result(timeout=5)
+        except (TimeoutError, CancelledError):
+            return []

@@ -1,0 +1,1 @@
+"""Pure: objects of a mesh -> resources of the workload API, and findings about the objects."""

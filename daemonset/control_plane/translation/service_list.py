@@ -1,0 +1,180 @@
+"""All services of the mesh: addresses given where there are none, doubles removed."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+
+from daemonset.control_plane.objects.addresses import IPNetwork
+from daemonset.control_plane.objects.objectset import ObjectSet
+from daemonset.control_plane.objects.service import Service
+from daemonset.control_plane.translation.finding import Findings
+from daemonset.control_plane.translation.gateway_address import network_address
+from daemonset.control_plane.translation.kubernetes_services import from_service
+from daemonset.control_plane.translation.resource import Resource, service_resource
+from daemonset.control_plane.translation.service_entries import from_service_entry, wants_address
+from daemonset.control_plane.translation.service_info import ServiceInfo
+from daemonset.control_plane.translation.settings import MeshSettings
+from daemonset.control_plane.translation.vips import AddressAllocator
+from daemonset.control_plane.translation.waypoints import Waypoints
+from ztunnel.proto import workload_pb2
+from ztunnel.proto.workload_pb2 import Port, Visibility
+
+
+@dataclass(slots=True)
+class Allocators:
+    """Addresses given so far; kept from one translation to the next so that they stay."""
+
+    settings: MeshSettings
+    services: AddressAllocator | None = field(init=False)
+    entries: AddressAllocator = field(init=False)
+    entries6: AddressAllocator = field(init=False)
+
+    def __post_init__(self) -> None:
+        block = self.settings.service_ips
+        self.services = AddressAllocator(block) if block is not None else None
+        self.entries = AddressAllocator(self.settings.entry_ips)
+        self.entries6 = AddressAllocator(self.settings.entry_ips6)
+
+
+def list_services(
+    objects: ObjectSet,
+    waypoints: Waypoints,
+    allocators: Allocators,
+    settings: MeshSettings,
+    findings: Findings,
+) -> list[ServiceInfo]:
+    """All services, each (namespace, hostname) once: a Service wins, else the oldest entry."""
+    found: dict[str, ServiceInfo] = {}
+    given = _give_service_addresses(objects, allocators)
+    for service in sorted(objects.services.values(), key=lambda item: item.meta.age_order):
+        addresses = tuple(ipaddress.ip_network(text) for text in service.cluster_ips)
+        if not addresses:
+            addresses = given.get(f"{service.meta.namespace}/{service.meta.name}", ())
+        namespace = objects.namespaces.get(service.meta.namespace)
+        info = from_service(service, addresses, namespace, waypoints, settings, findings)
+        if info is not None:
+            found[info.name] = info
+    entry_addresses = _give_entry_addresses(objects, allocators)
+    for entry in sorted(objects.service_entries.values(), key=lambda item: item.meta.age_order):
+        namespace = objects.namespaces.get(entry.meta.namespace)
+        place = f"{entry.meta.namespace}/{entry.meta.name}"
+        allocated = {host: entry_addresses.get(f"{place}/{host}", ()) for host in entry.hosts}
+        infos = from_service_entry(entry, allocated, namespace, waypoints, settings, findings)
+        for info in infos:
+            first = found.setdefault(info.name, info)
+            if first is not info:
+                findings.warning(
+                    entry.meta.key,
+                    "spec.hosts",
+                    "HostTaken",
+                    f"{info.hostname} is served by {first.meta.key}: this entry has no effect.",
+                    "Remove the host from one of the two.",
+                )
+    return list(found.values())
+
+
+def _give_service_addresses(
+    objects: ObjectSet, allocators: Allocators
+) -> dict[str, tuple[IPNetwork, ...]]:
+    if allocators.services is None:
+        return {}
+
+    def needs_one(service: Service) -> bool:
+        none_given = not service.cluster_ips and not service.headless
+        return none_given and service.type != "ExternalName"
+
+    taken = {address for service in objects.services.values() for address in service.cluster_ips}
+    names = [
+        f"{service.meta.namespace}/{service.meta.name}"
+        for service in objects.services.values()
+        if needs_one(service)
+    ]
+    given = allocators.services.allocate(names, taken)
+    return {name: (ipaddress.ip_network(address),) for name, address in given.items()}
+
+
+def _give_entry_addresses(
+    objects: ObjectSet, allocators: Allocators
+) -> dict[str, tuple[IPNetwork, ...]]:
+    """By "namespace/name/host"; what the status already says is kept."""
+    result: dict[str, tuple[IPNetwork, ...]] = {}
+    names: list[str] = []
+    taken: set[str] = set()
+    for entry in objects.service_entries.values():
+        taken.update(str(block.network_address) for block in entry.addresses)
+        for host in entry.hosts:
+            name = f"{entry.meta.namespace}/{entry.meta.name}/{host}"
+            if not wants_address(entry, host):
+                continue
+            known = tuple(block for owner, block in entry.allocated if owner in ("", host))
+            taken.update(str(block.network_address) for block in known)
+            if known:
+                result[name] = known
+            else:
+                names.append(name)
+    v4 = allocators.entries.allocate(names, taken)
+    v6 = allocators.entries6.allocate(names, taken)
+    for name in names:
+        given = [v4[name]] if name in v4 else []
+        given += [v6[name]] if name in v6 else []
+        result[name] = tuple(ipaddress.ip_network(address) for address in given)
+    return result
+
+
+def service_resources(services: list[ServiceInfo], network: str) -> list[Resource]:
+    """The resources of services, with exactly one canonical service for each hostname."""
+    canonical: dict[str, ServiceInfo] = {}
+    for info in services:
+        best = canonical.get(info.hostname)
+        if best is None or _canonical_order(info) < _canonical_order(best):
+            canonical[info.hostname] = info
+    return [_encode(info, network, canonical[info.hostname] is info) for info in services]
+
+
+def _canonical_order(info: ServiceInfo) -> tuple[bool, bool, tuple[str, str, str]]:
+    hidden = info.visibility == Visibility.NAMESPACE
+    return (info.meta.kind != "Service", hidden, info.meta.age_order)
+
+
+def _encode(info: ServiceInfo, network: str, canonical: bool) -> Resource:
+    message = workload_pb2.Service(
+        name=info.meta.name,
+        namespace=info.meta.namespace,
+        hostname=info.hostname,
+        addresses=[network_address(network, block) for block in info.addresses],
+        ports=[
+            Port(
+                service_port=port.number,
+                # 0: the workload's own map has the number of a named port.
+                target_port=_target(port.target, port.number),
+                app_protocol=port.protocol,
+            )
+            for port in info.ports
+        ],
+        subject_alt_names=info.subject_alt_names,
+        ip_families=info.families,
+        canonical=canonical and info.visibility == Visibility.PUBLIC,
+        ingress_use_waypoint=info.ingress_use_waypoint,
+        visibility=info.visibility,
+    )
+    if info.load_balancing is not None:
+        message.load_balancing.CopyFrom(info.load_balancing)
+    if info.waypoint is not None:
+        message.waypoint.CopyFrom(info.waypoint.address)
+        if info.waypoint.canary is not None:
+            weight = info.waypoint.canary_weight
+            message.weighted_waypoints.add(waypoint=info.waypoint.address, weight=100 - weight)
+            message.weighted_waypoints.add(waypoint=info.waypoint.canary, weight=weight)
+    aliases = [
+        f"{network}/{block.network_address}"
+        for block in info.addresses
+        if block.prefixlen == block.max_prefixlen
+    ]
+    return service_resource(message, aliases)
+
+
+def _target(target: int | str | None, number: int) -> int:
+    if target is None:
+        return number
+    return target if isinstance(target, int) else 0

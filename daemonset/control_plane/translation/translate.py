@@ -1,0 +1,214 @@
+"""The whole translation: objects in, resources and findings out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+
+from daemonset.control_plane.objects.meta import ObjectKey, ObjectMeta
+from daemonset.control_plane.objects.objectset import ObjectSet
+from daemonset.control_plane.objects.pod import Pod
+from daemonset.control_plane.objects.section import EMPTY
+from daemonset.control_plane.objects.service_entry import ServiceEntry
+from daemonset.control_plane.objects.workload_entry import EntrySpec
+from daemonset.control_plane.translation.endpoints import (
+    Selectable,
+    ServicePorts,
+    ports_of,
+    select_endpoints,
+    selectable_entry,
+    selectable_pod,
+    slice_ports,
+)
+from daemonset.control_plane.translation.enrolment import (
+    is_captured,
+    is_selected,
+    speaks_hbone_itself,
+)
+from daemonset.control_plane.translation.finding import Finding, Findings
+from daemonset.control_plane.translation.label_index import LabelIndex
+from daemonset.control_plane.translation.policies import Policies
+from daemonset.control_plane.translation.resource import Resource
+from daemonset.control_plane.translation.service_info import ServiceInfo
+from daemonset.control_plane.translation.service_list import (
+    Allocators,
+    list_services,
+    service_resources,
+)
+from daemonset.control_plane.translation.settings import MeshSettings
+from daemonset.control_plane.translation.waypoints import Waypoints
+from daemonset.control_plane.translation.workloads import WorkloadWriter
+
+_DNS = ("DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS")
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """What one set of objects comes to. Resources are keyed by name."""
+
+    addresses: Mapping[str, Resource]
+    authorizations: Mapping[str, Resource]
+    findings: tuple[Finding, ...]
+
+
+class Translator:
+    """Translates again and again; keeps nothing but the addresses that it has given."""
+
+    def __init__(self, settings: MeshSettings) -> None:
+        self._settings = settings
+        self._allocators = Allocators(settings)
+
+    def translate(
+        self, objects: ObjectSet, captured: Set[tuple[str, str]] | None = None
+    ) -> Translation:
+        """Translate all objects.
+
+        Args:
+            objects: all of the mesh.
+            captured: (namespace, name) of the pods whose traffic a node proxy takes, where node
+                agents report that; None: whatever labels want in the mesh counts as captured.
+        """
+        return _Run(objects, self._settings, self._allocators, captured).run()
+
+
+class _Run:
+    """One translation."""
+
+    def __init__(
+        self,
+        objects: ObjectSet,
+        settings: MeshSettings,
+        allocators: Allocators,
+        captured: Set[tuple[str, str]] | None,
+    ) -> None:
+        self._objects = objects
+        self._settings = settings
+        self._captured = captured
+        self._findings = Findings()
+        root = objects.namespaces.get(settings.root_namespace)
+        labels = root.meta.labels if root is not None else EMPTY
+        network = labels.get("topology.istio.io/network", "")
+        self._waypoints = Waypoints(objects, settings, network, self._findings)
+        self._services = list_services(
+            objects, self._waypoints, allocators, settings, self._findings
+        )
+        self._pods = [pod for pod in objects.pods.values() if pod.ips and not pod.finished]
+        candidates: list[Selectable] = [selectable_pod(pod) for pod in self._pods]
+        candidates += [selectable_entry(entry) for entry in objects.workload_entries.values()]
+        index = LabelIndex(candidates)
+        self._endpoints = select_endpoints(self._services, index)
+        self._others = self._read_slices()
+        self._policies = Policies(
+            objects, self._services, self._endpoints, index, settings, self._findings
+        )
+        self._writer = WorkloadWriter(objects, settings, network)
+        self._network = network
+
+    def run(self) -> Translation:
+        addresses: dict[str, Resource] = {}
+        for resource in service_resources(self._services, self._network):
+            addresses[resource.name] = resource
+        for pod in self._pods:
+            resource = self._pod(pod)
+            addresses[resource.name] = resource
+        self._entries(addresses)
+        for (namespace, name, address), (ready, services) in self._others.items():
+            resource = self._writer.slice_endpoint(namespace, name, address, ready, services)
+            addresses[resource.name] = resource
+        authorizations = {resource.name: resource for resource in self._policies.resources()}
+        return Translation(addresses, authorizations, self._findings.sorted())
+
+    def _pod(self, pod: Pod) -> Resource:
+        key = pod.meta.key
+        policies, verdict = self._policies.of_workload(key, pod.meta.labels)
+        captured = self._is_captured(pod)
+        reached = captured or is_captured(pod) or speaks_hbone_itself(pod.meta.labels)
+        if policies and not reached:
+            what = "STRICT and its policies are" if verdict.strict else "its policies are"
+            self._findings.warning(
+                key,
+                "",
+                "NotCaptured",
+                f"is not in the mesh: {what} enforced nowhere ({', '.join(policies)}).",
+                "Label the pod or its namespace istio.io/dataplane-mode: ambient.",
+            )
+        services = self._endpoints.get(key, {})
+        waypoint = self._waypoints.of_workload(pod.meta)
+        return self._writer.pod(pod, services, policies, waypoint, captured=captured)
+
+    def _is_captured(self, pod: Pod) -> bool:
+        if self._captured is not None:
+            return (pod.meta.namespace, pod.meta.name) in self._captured
+        namespace = self._objects.namespaces.get(pod.meta.namespace)
+        return is_selected(pod, namespace, self._settings)
+
+    def _entries(self, addresses: dict[str, Resource]) -> None:
+        for entry in self._objects.workload_entries.values():
+            key = entry.meta.key
+            policies, _ = self._policies.of_workload(key, selectable_entry(entry).labels)
+            services = self._endpoints.get(key, {})
+            waypoint = self._waypoints.of_workload(entry.meta)
+            resource = self._writer.workload_entry(entry, services, policies, waypoint)
+            addresses[resource.name] = resource
+        by_object: dict[ObjectKey, list[ServiceInfo]] = {}
+        for service in self._services:
+            by_object.setdefault(service.meta.key, []).append(service)
+        for service_entry in self._objects.service_entries.values():
+            hosts = by_object.get(service_entry.meta.key, [])
+            for resource in self._inline_endpoints(service_entry.meta, service_entry, hosts):
+                addresses[resource.name] = resource
+
+    def _inline_endpoints(
+        self, meta: ObjectMeta, entry: ServiceEntry, hosts: list[ServiceInfo]
+    ) -> list[Resource]:
+        """Endpoints that stand in the entry; a host that is to be looked up in DNS and has none
+        stands for itself. Resolution NONE has none: clients' own destination counts."""
+        result: list[Resource] = []
+        for spec in entry.endpoints:
+            services: ServicePorts = {
+                host.name: ports_of(host, spec.ports, is_pod=False) for host in hosts
+            }
+            policies = self._policies.of_labels(meta.namespace, spec.labels)
+            result.append(
+                self._writer.inline_endpoint(meta.namespace, meta.name, spec, services, policies)
+            )
+        if entry.endpoints or entry.selector is not None or entry.resolution not in _DNS:
+            return result
+        for host in hosts:
+            if host.hostname.startswith("*"):
+                continue
+            spec = EntrySpec("", host.hostname, {}, {}, "", "", None, "")
+            services = {host.name: ports_of(host, {}, is_pod=False)}
+            policies = self._policies.of_labels(meta.namespace, {})
+            result.append(
+                self._writer.inline_endpoint(meta.namespace, meta.name, spec, services, policies)
+            )
+        return result
+
+    def _read_slices(self) -> dict[tuple[str, str, str], tuple[bool, ServicePorts]]:
+        """Endpoints of services without a selector: pods join ``_endpoints``, other addresses
+        are returned, by (namespace, slice, address)."""
+        by_name = {
+            (service.meta.namespace, service.meta.name): service
+            for service in self._services
+            if service.meta.kind == "Service" and service.selector is None
+        }
+        others: dict[tuple[str, str, str], tuple[bool, ServicePorts]] = {}
+        for endpoint_slice in self._objects.endpoint_slices.values():
+            namespace = endpoint_slice.meta.namespace
+            service = by_name.get((namespace, endpoint_slice.service))
+            if service is None or endpoint_slice.fqdn:
+                continue
+            ports = slice_ports(service, endpoint_slice)
+            for endpoint in endpoint_slice.endpoints:
+                pod = self._objects.pods.get((namespace, endpoint.pod)) if endpoint.pod else None
+                if pod is not None:
+                    known = self._endpoints.setdefault(pod.meta.key, {})
+                    known[service.name] = tuple(sorted({*known.get(service.name, ()), *ports}))
+                    continue
+                if endpoint.pod:
+                    continue  # the pod is gone, or not yet here
+                for address in endpoint.addresses:
+                    place = (namespace, endpoint_slice.meta.name, address)
+                    others[place] = (endpoint.ready, {service.name: ports})
+        return others

@@ -1,0 +1,111 @@
+"""The gRPC service of delta ADS, on asyncio: one stream per client, all in one thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import grpc
+from envoy.service.discovery.v3 import discovery_pb2
+
+from daemonset.control_plane.xds.snapshot import Differences, Snapshot
+from daemonset.control_plane.xds.subscription import Client
+
+_log = logging.getLogger("daemonset.control_plane.xds")
+
+SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+_FIRST_REQUESTS = 0.05  # seconds
+
+Metadata = Sequence[tuple[str, str | bytes]]
+Authenticate = Callable[[Metadata], str]
+"""Request metadata -> who it is. Raises PermissionError, whose text the client is shown."""
+
+
+class DiscoveryService:
+    """Serves the current snapshot to any number of streams. All methods: event loop thread."""
+
+    def __init__(self, first: Snapshot) -> None:
+        self._snapshot = first
+        self._differences = Differences()
+        self._streams: dict[Client, asyncio.Event] = {}
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Serve this from now on."""
+        self._snapshot = snapshot
+        for wake in self._streams.values():
+            wake.set()
+
+    @property
+    def clients(self) -> list[Client]:
+        return list(self._streams)
+
+    def handler(self, authenticate: Authenticate | None) -> grpc.GenericRpcHandler:
+        """The handler for one server; without ``authenticate`` everybody is served."""
+
+        async def delta(
+            requests: AsyncIterator[discovery_pb2.DeltaDiscoveryRequest],
+            context: grpc.aio.ServicerContext,
+        ) -> None:
+            client = Client(context.peer(), self._differences)
+            if authenticate is not None:
+                try:
+                    client.identity = authenticate(context.invocation_metadata() or ())
+                except PermissionError as error:
+                    _log.warning("xDS stream of %s refused: %s", client.peer, error)
+                    await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+            await self._serve(client, requests, context)
+
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "DeltaAggregatedResources": grpc.stream_stream_rpc_method_handler(
+                    delta,
+                    request_deserializer=discovery_pb2.DeltaDiscoveryRequest.FromString,
+                    response_serializer=_encoded_already,
+                )
+            },
+        )
+
+    async def _serve(
+        self,
+        client: Client,
+        requests: AsyncIterator[discovery_pb2.DeltaDiscoveryRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> None:
+        wake = asyncio.Event()
+        self._streams[client] = wake
+        reader = asyncio.create_task(self._read(client, requests, wake))
+        reader.add_done_callback(lambda _: wake.set())
+        try:
+            await wake.wait()
+            _log.info("%s connects", client)
+            if client.waits_for_policies:
+                # Its next request, for policies, is on its way: those go out first.
+                await asyncio.sleep(_FIRST_REQUESTS)
+            while not reader.done():
+                response = client.next_response(self._snapshot)
+                if response is not None:
+                    await context.write(response)
+                    continue
+                wake.clear()
+                await wake.wait()
+            reader.result()
+        finally:
+            del self._streams[client]
+            reader.cancel()
+            _log.info("%s is gone", client)
+
+    async def _read(
+        self,
+        client: Client,
+        requests: AsyncIterator[discovery_pb2.DeltaDiscoveryRequest],
+        wake: asyncio.Event,
+    ) -> None:
+        async for request in requests:
+            client.receive(request, self._snapshot)
+            wake.set()
+
+
+def _encoded_already(data: bytes) -> bytes:
+    return data
