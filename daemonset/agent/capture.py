@@ -67,7 +67,7 @@ class Capture:
                 wrong = differences(table, nftables.read(TABLE))
                 wrong += self._missing_routes(routing)
         except OSError as error:
-            raise CaptureError(_explained("cannot capture", error)) from error
+            raise CaptureError(explained("cannot capture", error)) from error
         if wrong:
             raise CaptureError("the kernel did not keep what was applied: " + "; ".join(wrong))
         self._set_migrate()
@@ -82,7 +82,7 @@ class Capture:
                 wrong = differences(capture_table(self.options), nftables.read(TABLE))
                 return wrong + self._missing_routes(routing)
         except OSError as error:
-            raise CaptureError(_explained("cannot verify capture", error)) from error
+            raise CaptureError(explained("cannot verify capture", error)) from error
 
     def repair(self) -> list[str]:
         """Bring back what somebody has taken away; returns what it was.
@@ -102,7 +102,7 @@ class Capture:
                 if nftables.read(TABLE) is not None:
                     nftables.replace(capture_table(self.options, redirecting=False))
         except OSError as error:
-            raise CaptureError(_explained("cannot end capture", error)) from error
+            raise CaptureError(explained("cannot end capture", error)) from error
 
     def remove(self) -> None:
         """Leave the namespace as it was found. Raises CaptureError."""
@@ -113,7 +113,7 @@ class Capture:
                     routing.remove(ANSWERS, family)
                     routing.resume(family)
         except OSError as error:
-            raise CaptureError(_explained("cannot remove capture", error)) from error
+            raise CaptureError(explained("cannot remove capture", error)) from error
         self._restore_migrate()
 
     def stop(self) -> str:
@@ -132,7 +132,7 @@ class Capture:
                 for family in self._families():
                     routing.stop(family)
         except OSError as error:
-            raise CaptureError(_explained("cannot stop the pod's traffic", error)) from refused
+            raise CaptureError(explained("cannot stop the pod's traffic", error)) from refused
         return "nothing gets out (a routing rule, since nftables refuses)"
 
     def resume(self) -> None:
@@ -143,7 +143,7 @@ class Capture:
                 for family in self._families():
                     routing.resume(family)
         except OSError as error:
-            raise CaptureError(_explained("cannot lift the stop", error)) from error
+            raise CaptureError(explained("cannot lift the stop", error)) from error
 
     def is_stopped(self) -> bool:
         """Whether `stop` is in force, by this agent or one before it. Raises CaptureError."""
@@ -151,7 +151,7 @@ class Capture:
             with Nftables(self._namespace) as nftables:
                 return STOP_TABLE in nftables.table_names()
         except OSError as error:
-            raise CaptureError(_explained("cannot ask for rules", error)) from error
+            raise CaptureError(explained("cannot ask for rules", error)) from error
 
     def is_present(self) -> bool:
         """Whether any of our tables is there. Raises CaptureError."""
@@ -159,7 +159,7 @@ class Capture:
             with Nftables(self._namespace) as nftables:
                 return bool({TABLE, STOP_TABLE} & set(nftables.table_names()))
         except OSError as error:
-            raise CaptureError(_explained("cannot ask for rules", error)) from error
+            raise CaptureError(explained("cannot ask for rules", error)) from error
 
     def _families(self) -> Sequence[int]:
         # Where IPv6 is off, its routing tables refuse every change.
@@ -206,6 +206,7 @@ def _captures(table: Table) -> bool:
     return any(chain.name == "outbound" and chain.rules for chain in table.chains)
 
 
-def _explained(what: str, error: OSError) -> str:
+def explained(what: str, error: OSError) -> str:
+    """`what`, the error, and which part of a transaction it was about."""
     notes = getattr(error, "__notes__", [])
     return f"{what}: {error}" + "".join(f"; {note}" for note in notes)
