@@ -74,10 +74,11 @@ class MeshState:
     def replace(self, resources: Iterable[Resource]) -> Changes:
         """Make the state hold exactly `resources`, in one step."""
         upserts = list(resources)
-        keep = {r.uid if isinstance(r, Workload) else r.key for r in upserts}
+        workloads = {r.uid for r in upserts if isinstance(r, Workload)}
+        services = {r.key for r in upserts if isinstance(r, Service)}
         policies = {r.key for r in upserts if isinstance(r, Authorization)}
-        removed = [w.uid for w in self.workloads if w.uid not in keep]
-        removed += [record.key for record in self.services if record.key not in keep]
+        removed = [w.uid for w in self.workloads if w.uid not in workloads]
+        removed += [record.key for record in self.services if record.key not in services]
         removed_policies = [p.key for p in self._policies if p.key not in policies]
         return self.apply(Batch(upserts, removed, removed_policies))
 

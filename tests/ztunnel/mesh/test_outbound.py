@@ -69,7 +69,7 @@ def refusal(decision: object, code: RefusalCode) -> Refuse:
     return decision
 
 
-# -- plain cases ------------------------------------------------------------------------------
+# -- plain cases ---
 
 
 def test_an_address_outside_the_mesh_is_passed_through() -> None:
@@ -131,7 +131,7 @@ def test_a_call_to_the_own_service_goes_through_a_tunnel_to_oneself() -> None:
     assert hbone(going(state, WEB_1, VIP)).next_hop == ("10.0.0.11", 15008)
 
 
-# -- guards -----------------------------------------------------------------------------------
+# -- guards ---
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "127.1.2.3", "::1", "0.0.0.0", "::", "10.0.0.1"])
@@ -150,7 +150,7 @@ def test_more_ports_can_be_declared_illegal_and_other_destinations_stay_free() -
     assert isinstance(going(state, CLIENT, ("1.1.1.1", 15001)), Passthrough)
 
 
-# -- which service an address means ------------------------------------------------------------
+# -- which service an address means ---
 
 
 def test_a_service_of_the_clients_namespace_is_meant_first() -> None:
@@ -256,7 +256,7 @@ def test_a_pod_owns_its_address_against_what_repeats_it() -> None:
         assert mesh(*order).workload_by_address("", "10.0.0.11") == WEB_1
 
 
-# -- nothing to connect to ----------------------------------------------------------------------
+# -- nothing to connect to ---
 
 
 def test_without_endpoints_the_refusal_says_what_is_missing() -> None:
@@ -279,7 +279,7 @@ def test_endpoints_that_failed_can_be_excluded() -> None:
     assert "all 2 were tried and failed" in refusal(why, RefusalCode.NO_ENDPOINT).reason
 
 
-# -- address families ----------------------------------------------------------------------------
+# -- address families ---
 
 
 def test_the_clients_family_is_preferred_and_the_services_families_obeyed() -> None:
@@ -306,7 +306,7 @@ def test_endpoints_without_an_allowed_family_are_not_chosen() -> None:
     assert "family IPv6" in why.reason
 
 
-# -- waypoints -----------------------------------------------------------------------------------
+# -- waypoints ---
 
 
 @pytest.mark.parametrize("waypoint", [by_name(WAYPOINT), by_address("10.96.0.9")])
@@ -425,7 +425,7 @@ def test_a_waypoint_given_by_name_follows_the_clients_family() -> None:
     assert hbone(going(state, CLIENT, ("fd00:96::1", 80))).next_hop == ("10.0.0.9", 15008)
 
 
-# -- other networks --------------------------------------------------------------------------------
+# -- other networks ---
 
 GATEWAY = Workload(
     uid="NetworkGateway/east/172.18.0.1/15008",
@@ -503,7 +503,7 @@ def test_addresses_are_looked_up_in_the_clients_network() -> None:
     assert isinstance(going(mesh(WEB, WEB_1), east_client, VIP), Passthrough)
 
 
-# -- what must be asked elsewhere first ----------------------------------------------------------
+# -- what must be asked elsewhere first ---
 
 
 def test_a_workload_with_only_a_hostname_needs_dns() -> None:
