@@ -31,23 +31,31 @@ class TunnelServer(ServerConnection):
         super().__init__(local)
         self._refused: dict[int, Stream] = {}
 
-    def accept(self, stream: Stream, baggage: str = "") -> None:
+    def accept(self, stream: Stream, baggage: str = "") -> bool:
         """Answer 200: the connection to the application is up, DATA may flow.
 
         Args:
             stream: Of a ``ConnectRequested``.
             baggage: Who the destination is.
 
+        Returns:
+            False when the client has reset the stream, and nothing was sent.
+
         Raises:
-            UsageError: The stream has been answered or is closed.
+            UsageError: The stream has been answered.
         """
+        if stream.closed:
+            return False
         headers: Headers = [(b":status", b"200")]
         if baggage:
             headers.append((b"baggage", baggage.encode()))
         self.send_headers(stream, headers)
+        return True
 
     def refuse(self, stream: Stream, status: int, reason: str = "") -> None:
         """Answer with an error. The stream ends with the response, and not by a reset.
+
+        Nothing happens when the client has reset the stream.
 
         Args:
             stream: Of a ``ConnectRequested``. What the client still sends on it is thrown away.
@@ -55,8 +63,10 @@ class TunnelServer(ServerConnection):
             reason: What the client's operator may know, as the response's text.
 
         Raises:
-            UsageError: The stream has been answered or is closed.
+            UsageError: The stream has been answered.
         """
+        if stream.closed:
+            return
         headers: Headers = [(b":status", b"%d" % status)]
         room = min(REFUSAL_TEXT, stream.send_window, self.send_window)
         text = reason.encode()[: max(room, 0)]

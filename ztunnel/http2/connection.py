@@ -17,6 +17,9 @@ is not whole yet. All other frames are put together in a small bounded buffer. W
 wrong never raises: it becomes a ``StreamReset`` or the final ``ConnectionTerminated`` event. What
 the owner does wrong raises ``UsageError``.
 
+When the owner looks at an event, those after it in the list have already happened to the streams:
+a request may have been reset since (``stream.closed``), the whole connection terminated.
+
 Credit for the connection goes back on receipt, credit for a stream when the owner has consumed
 its bytes, so that a stream nobody reads never holds up the others; both in steps of half a window.
 """
@@ -656,14 +659,18 @@ class Connection(SendingHalf):
         if not piece and not self._guard.empty.take(self._now):
             raise flood("empty HEADERS or CONTINUATION frames")
         self._block += piece
+        self._check_block(len(self._block))
+
+    def _check_block(self, size: int) -> None:
+        if size > self._max_block:
+            raise ConnectionFault(
+                ErrorCode.ENHANCE_YOUR_CALM, f"header block of more than {self._max_block} bytes"
+            )
 
     def _block_received(
         self, stream_id: int, ends: bool, block: bytes, events: list[ReceivedEvent]
     ) -> None:
-        if len(block) > self._max_block:
-            raise ConnectionFault(
-                ErrorCode.ENHANCE_YOUR_CALM, f"header block of more than {self._max_block} bytes"
-            )
+        self._check_block(len(block))
         # Every block is decoded, whatever becomes of its stream: the state is the connection's.
         fault: StreamFault | None = None
         headers: Headers = []
