@@ -28,6 +28,7 @@ class LogWriter:
         self._descriptor = descriptor
         self._stop = False
         self._deadline = 0.0
+        self._all_written = False
         self.broken: OSError | None = None
         self._thread = threading.Thread(target=self._run, name="log writer", daemon=True)
         self._thread.start()
@@ -38,7 +39,7 @@ class LogWriter:
         self._stop = True
         self._wake.set()
         self._thread.join(timeout + 1.0)
-        return not self._thread.is_alive() and not len(self.queue) and self.broken is None
+        return self._all_written
 
     def _run(self) -> None:
         while True:
@@ -48,6 +49,7 @@ class LogWriter:
                 if not self._write(batch):
                     return
             if self._stop:
+                self._all_written = True
                 return
 
     def _write(self, batch: bytes) -> bool:
@@ -55,6 +57,7 @@ class LogWriter:
         view = memoryview(batch)
         while view:
             if self._stop and time.monotonic() > self._deadline:
+                self.queue.shut(bytes(view))
                 return False
             try:
                 view = view[os.write(self._descriptor, view) :]
