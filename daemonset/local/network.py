@@ -57,16 +57,14 @@ class MeshNetwork:
         self.pods: dict[str, Namespace] = {}
         self.underlay: Namespace | None = None
 
-    def build(self, files: Mapping[str, Mapping[str, Path]] | None = None) -> None:
-        """Make everything in the topology.
+    def build(self) -> None:
+        """Make everything in the topology. Raises NamespaceError when the kernel refuses."""
+        self.build_nodes()
+        for pod in self.topology.pods.values():
+            self.add_pod(pod)
 
-        Args:
-            files: per pod key, files to replace in its view (target -> source).
-
-        Raises:
-            NamespaceError: the kernel refused something; the text names what.
-        """
-        files = files or {}
+    def build_nodes(self) -> None:
+        """Make the bridge and the nodes. Raises NamespaceError when the kernel refuses."""
         self.underlay = self._make(UNDERLAY, "ambient", {}, forwards=True)
         self._call(self.underlay, self._build_bridge)
         for node in self.topology.nodes.values():
@@ -74,9 +72,7 @@ class MeshNetwork:
             self._attach_node(node)
         for node in self.topology.nodes.values():
             self._call(self.nodes[node.name], partial(self._route_to_others, node))
-        self._call(self.underlay, lambda: self._route_to_others(None))
-        for pod in self.topology.pods.values():
-            self.add_pod(pod, files.get(pod.key, {}))
+        self._call(self.underlay, partial(self._route_to_others, None))
 
     def add_pod(self, pod: PodPlan, files: Mapping[str, Path] | None = None) -> Namespace:
         """Make a pod's namespaces and attach them to its node. Raises NamespaceError."""

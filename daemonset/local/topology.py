@@ -7,9 +7,11 @@ its node's range, in the order of names, so that the same folder always gives th
 """
 
 import ipaddress
+import operator
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from daemonset.local.objects import Object, TopologyError
@@ -20,8 +22,15 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 FIRST_POD = 2
 """Host part of a range's first pod: 0 is the network, 1 the gateway, as kind's CNI has it."""
 
-INTERFACE_LIMIT = 15
-"""IFNAMSIZ less its final zero."""
+RESTART_POLICIES = ("Always", "OnFailure", "Never")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A container's ``readinessProbe``: a TCP connection, or an HTTP GET where there is a path."""
+
+    port: int
+    path: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,7 @@ class ProcessPlan:
     environment: Mapping[str, str]
     stand_in: bool = False
     """The pod names only an image, which nothing here can run; our own application stands in."""
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,8 @@ class PodPlan:
     addresses: tuple[Address, ...]
     link: str
     """Name of the node's end of the pod's veth; unused with ``hostNetwork``."""
+    restart: str
+    """``restartPolicy``: Always, OnFailure or Never."""
     processes: tuple[ProcessPlan, ...]
 
     @property
@@ -95,23 +107,14 @@ class Topology:
         return [pod for pod in self.pods.values() if pod.node == node]
 
 
-@dataclass(slots=True)
-class _Ranges:
-    """Free addresses of one node."""
-
-    taken: set[Address] = field(default_factory=set)
-
-    def lowest_free(self, network: Network, pod: Object) -> Address:
-        for number in range(FIRST_POD, network.num_addresses):
-            address = network[number]
-            if address not in self.taken:
-                self.taken.add(address)
-                return address
-        raise pod.error("status.podIP", f"is not given and {network} is full")
-
-
-def plan(objects: Iterable[Object]) -> Topology:
+def plan(
+    objects: Iterable[Object], given_before: Mapping[str, tuple[Address, ...]] | None = None
+) -> Topology:
     """The plan for these objects.
+
+    Args:
+        objects: of a whole folder; kinds that mean nothing here are passed over.
+        given_before: pod key -> addresses that it was given earlier, and keeps if they still fit.
 
     Raises:
         TopologyError: an object cannot be built as written; the text names it and the field.
@@ -122,8 +125,18 @@ def plan(objects: Iterable[Object]) -> Topology:
         raise TopologyError(
             "there is no Node object: a mesh needs at least one node to run pods on"
         )
-    pods = {pod.key: pod for pod in _plan_pods(everything, nodes)}
+    pods = {pod.key: pod for pod in _plan_pods(everything, nodes, given_before or {})}
     return Topology(nodes, pods, _underlay(nodes))
+
+
+def choose_pod(name: str, keys: Sequence[str]) -> str:
+    """The key ``namespace/name`` that *name* means. Raises TopologyError when none or several."""
+    found = [key for key in keys if key == name or key.partition("/")[2] == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise TopologyError(f"several pods are called {name}: {', '.join(found)}")
+    raise TopologyError(f"there is no pod {name}; there are {', '.join(sorted(keys))}")
 
 
 def _plan_nodes(objects: list[Object]) -> Iterator[NodePlan]:
@@ -145,11 +158,15 @@ def _plan_nodes(objects: list[Object]) -> Iterator[NodePlan]:
         yield NodePlan(node.name, addresses, ranges, f"node-{number}")
 
 
-def _plan_pods(objects: list[Object], nodes: Mapping[str, NodePlan]) -> Iterator[PodPlan]:
+def _plan_pods(
+    objects: list[Object],
+    nodes: Mapping[str, NodePlan],
+    given_before: Mapping[str, tuple[Address, ...]],
+) -> Iterator[PodPlan]:
     pods = [pod for pod in _of_kind(objects, "Pod") if not _finished(pod)]
     given: dict[str, tuple[Address, ...]] = {}
     owners: dict[Address, str] = {a: n.name for n in nodes.values() for a in n.addresses}
-    ranges = {name: _Ranges() for name in nodes}
+    taken: set[Address] = set()
     for pod in pods:
         key = f"{pod.namespace}/{pod.name}"
         if key in given:
@@ -160,11 +177,19 @@ def _plan_pods(objects: list[Object], nodes: Mapping[str, NodePlan]) -> Iterator
             if address in owners:
                 raise pod.error("status.podIP", f"{address} is the address of {owners[address]}")
             owners[address] = key
-            for one in ranges.values():
-                one.taken.add(address)
-    for number, pod in enumerate(pods, start=1):
+            taken.add(address)
+    for pod in pods:
+        key = f"{pod.namespace}/{pod.name}"
+        earlier = given_before.get(key, ())
+        ranges = _node_of(pod, nodes).pod_ranges
+        fits = len(earlier) == len(ranges) and all(map(operator.contains, ranges, earlier))
+        if not given[key] and fits and taken.isdisjoint(earlier):
+            given[key] = earlier
+            taken.update(earlier)
+    for pod in pods:
         node = _node_of(pod, nodes)
-        addresses = given[f"{pod.namespace}/{pod.name}"]
+        key = f"{pod.namespace}/{pod.name}"
+        addresses = given[key]
         host_network = pod.get("spec.hostNetwork", bool, False)
         if host_network:
             addresses = node.addresses
@@ -173,8 +198,7 @@ def _plan_pods(objects: list[Object], nodes: Mapping[str, NodePlan]) -> Iterator
                 raise pod.error(
                     "status.podIP", f"is not given, and node {node.name} has no podCIDR"
                 )
-            free = ranges[node.name]
-            addresses = tuple(free.lowest_free(one, pod) for one in node.pod_ranges)
+            addresses = tuple(_lowest_free(one, taken, pod) for one in node.pod_ranges)
         yield PodPlan(
             namespace=pod.namespace,
             name=pod.name,
@@ -184,9 +208,19 @@ def _plan_pods(objects: list[Object], nodes: Mapping[str, NodePlan]) -> Iterator
             labels=pod.get("metadata.labels", dict, {}),
             host_network=host_network,
             addresses=addresses,
-            link=f"p{number}-{pod.name}"[:INTERFACE_LIMIT],
+            link=_link(pod.name, key),
+            restart=_restart(pod),
             processes=tuple(_processes(pod)),
         )
+
+
+def _lowest_free(network: Network, taken: set[Address], pod: Object) -> Address:
+    for number in range(FIRST_POD, network.num_addresses):
+        address = network[number]
+        if address not in taken:
+            taken.add(address)
+            return address
+    raise pod.error("status.podIP", f"is not given and {network} is full")
 
 
 def _finished(pod: Object) -> bool:
@@ -210,6 +244,18 @@ def _pod_ips(pod: Object) -> Iterator[Address]:
             yield _address(pod, "status.podIPs", text)
 
 
+def _link(name: str, key: str) -> str:
+    """A name for the node's end of a veth: at most 15 bytes (IFNAMSIZ), the same every time."""
+    return f"{name[:6]}-{zlib.crc32(key.encode()):08x}"
+
+
+def _restart(pod: Object) -> str:
+    policy = pod.get("spec.restartPolicy", str, "Always")
+    if policy not in RESTART_POLICIES:
+        raise pod.error("spec.restartPolicy", f"{policy!r} is not one of {RESTART_POLICIES}")
+    return str(policy)
+
+
 def _processes(pod: Object) -> Iterator[ProcessPlan]:
     shared = {
         "POD_NAME": pod.name,
@@ -228,13 +274,32 @@ def _processes(pod: Object) -> Iterator[ProcessPlan]:
         for variable in container.get("env") or []:
             if "value" in variable:  # references to Secrets and fields have no meaning here
                 environment[str(variable.get("name"))] = str(variable["value"])
+        probe = _probe(pod, where, container)
         if container.get("command"):
-            yield ProcessPlan(name, tuple(words), environment)
+            yield ProcessPlan(name, tuple(words), environment, probe=probe)
             continue
         ports = [str(port.get("containerPort")) for port in container.get("ports") or []]
         if ports:
             stand_in = (sys.executable, "-m", "daemonset.local.app", "serve", "--http", *ports)
-            yield ProcessPlan(name, stand_in, environment, stand_in=True)
+            yield ProcessPlan(name, stand_in, environment, stand_in=True, probe=probe)
+
+
+def _probe(pod: Object, where: str, container: Mapping[str, Any]) -> Probe | None:
+    """Other kinds of probes (exec, grpc) are passed over: the container then counts as ready."""
+    written = container.get("readinessProbe") or {}
+    for kind in ("tcpSocket", "httpGet"):
+        action = written.get(kind)
+        if action is None:
+            continue
+        port = action.get("port")
+        named = {
+            entry.get("name"): entry.get("containerPort") for entry in container.get("ports") or []
+        }
+        number = named.get(port) if isinstance(port, str) else port
+        if not isinstance(number, int):
+            raise pod.error(f"{where}.readinessProbe.{kind}.port", f"{port!r} is not a port")
+        return Probe(number, str(action.get("path") or "/") if kind == "httpGet" else None)
+    return None
 
 
 def _underlay(nodes: Mapping[str, NodePlan]) -> tuple[Address, ...]:

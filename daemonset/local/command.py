@@ -1,0 +1,203 @@
+"""``ambient demo``, ``up``, ``down``, ``exec``, ``status`` and ``logs``."""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from daemonset.local import run_directory
+from daemonset.local.enter import EnterError, run_in
+from daemonset.local.interrupts import Interrupted, interruptible
+from daemonset.local.namespaces import NamespaceError
+from daemonset.local.objects import TopologyError
+from daemonset.local.privileges import PrivilegeError, acquire
+from daemonset.local.processes import ProcessError
+from daemonset.local.run_directory import Place, RunDirectoryError
+from daemonset.local.show import show_logs, show_status
+from daemonset.local.terminal import Terminal
+
+Command = Callable[[argparse.Namespace], int]
+
+_DOWN_PATIENCE = 20.0
+"""Seconds that a mesh has to take itself down before it is killed (which takes it down too)."""
+
+_EXPECTED = (
+    TopologyError,
+    NamespaceError,
+    ProcessError,
+    PrivilegeError,
+    RunDirectoryError,
+    EnterError,
+)
+
+
+def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands; each sets ``run``, a function of the arguments that gives the exit code."""
+    demo = subparsers.add_parser(
+        "demo",
+        help="a guided tour: build a mesh on this machine and watch it work",
+        description="Builds two nodes and a few pods on this machine, turns the mesh on for them,"
+        " and shows what that changes. Takes about half a minute and leaves nothing behind.",
+    )
+    demo.add_argument(
+        "--keep", action="store_true", help="leave it running afterwards, to play with"
+    )
+    demo.set_defaults(run=_guarded(_demo))
+
+    up = subparsers.add_parser(
+        "up",
+        help="run a mesh on this machine from a folder of Kubernetes YAML",
+        description="Runs the nodes and pods that the YAML in FOLDER describes, and a mesh around"
+        " them, until Ctrl-C. Files may be changed while it runs.",
+    )
+    up.add_argument("folder", type=Path, metavar="FOLDER")
+    up.add_argument("--name", help="what to call it (the folder's name)")
+    up.add_argument(
+        "--no-mesh", action="store_true", help="only nodes, pods and services; nothing in between"
+    )
+    up.set_defaults(run=_guarded(_up))
+
+    down = subparsers.add_parser(
+        "down", help="end a mesh of this machine, and tidy up after ones that were killed"
+    )
+    down.add_argument("name", nargs="?", help="which, when several are running")
+    down.set_defaults(run=_guarded(_down))
+
+    execute = subparsers.add_parser(
+        "exec",
+        help="run a command in a pod: ambient exec POD -- curl http://echo/",
+        description="Runs a command in the network of a pod, with this machine's programs.",
+    )
+    execute.add_argument("--mesh", metavar="NAME", help="which mesh, when several are running")
+    execute.add_argument("place", metavar="POD", help="pod, namespace/pod, or node/NAME for a node")
+    execute.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
+    execute.set_defaults(run=_guarded(_exec))
+
+    status = subparsers.add_parser("status", help="what runs, where, and how it is")
+    status.add_argument("--mesh", metavar="NAME", help="which mesh, when several are running")
+    status.set_defaults(run=_guarded(_status))
+
+    logs = subparsers.add_parser(
+        "logs",
+        help="what the parts of a mesh and its pods have written",
+        description="Without a name, lists the logs there are.",
+    )
+    logs.add_argument("--mesh", metavar="NAME", help="which mesh, when several are running")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on as more is written")
+    logs.add_argument("name", nargs="?", help="a part of a log's name: ztunnel, node-1, echo …")
+    logs.set_defaults(run=_guarded(_logs))
+
+
+def _guarded(command: Command) -> Command:
+    """The command with expected failures as messages, not tracebacks."""
+
+    def guarded(arguments: argparse.Namespace) -> int:
+        try:
+            return command(arguments)
+        except _EXPECTED as error:
+            print(f"ambient: {error}", file=sys.stderr)
+            return 1
+        except BrokenPipeError:
+            # The reader (`| head`) has seen enough. Python would complain once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
+    return guarded
+
+
+def _own_command() -> list[str]:
+    """This very command line, for running it again inside a user namespace."""
+    return [sys.executable, "-m", "daemonset.cli", *sys.argv[1:]]
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    acquire(_own_command())
+    run_directory.remove_stale()
+    # Imported late: the other commands should answer at once.
+    from daemonset.local.demo import run_demo
+
+    with interruptible():
+        try:
+            return run_demo(Terminal(sys.stdout), keep=arguments.keep)
+        except Interrupted:
+            return 0 if arguments.keep else 130
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    acquire(_own_command())
+    run_directory.remove_stale()
+    from daemonset.local.mesh import TURN, Mesh, Settings
+
+    terminal = Terminal(sys.stdout)
+    name = arguments.name or arguments.folder.absolute().name
+    settings = Settings(name=name, folder=arguments.folder, with_mesh=not arguments.no_mesh)
+    with interruptible():
+        try:
+            with Mesh.open(settings, terminal.note) as mesh:
+                started = time.monotonic()
+                mesh.start()
+                terminal.say(f"Mesh {name} is up after {time.monotonic() - started:.1f} s.")
+                show_status(name)
+                terminal.say("Ctrl-C ends it.")
+                while True:
+                    mesh.step()
+                    time.sleep(TURN)
+        except Interrupted as interrupted:
+            terminal.say(f"Ended by {interrupted}; everything is removed.")
+            return 0
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    for name in run_directory.remove_stale():
+        print(f"removed what was left of mesh {name}, which had been killed")
+    if arguments.name is None and not list(run_directory.running()):
+        print("no mesh is running")
+        return 0
+    path, description = run_directory.find(arguments.name)
+    os.kill(description.pid, signal.SIGTERM)
+    deadline = time.monotonic() + _DOWN_PATIENCE
+    while description.name in run_directory.running():
+        if time.monotonic() > deadline:
+            os.kill(description.pid, signal.SIGKILL)
+            break
+        time.sleep(0.05)
+    run_directory.remove_stale()
+    if path.exists():
+        raise RunDirectoryError(f"mesh {description.name} does not end (pid {description.pid})")
+    print(f"mesh {description.name} is down")
+    return 0
+
+
+def _exec(arguments: argparse.Namespace) -> int:
+    _, description = run_directory.find(arguments.mesh)
+    command = arguments.command
+    if command[:1] == ["--"]:
+        command = command[1:]
+    if not command:
+        raise EnterError("which command? ambient exec POD -- COMMAND …")
+    place = _find_place(arguments.place, description.nodes, description.pods)
+    return run_in(description, place, command)
+
+
+def _find_place(name: str, nodes: dict[str, Place], pods: dict[str, Place]) -> Place:
+    from daemonset.local.topology import choose_pod
+
+    kind, _, node = name.partition("/")
+    if kind == "node" and node in nodes:
+        return nodes[node]
+    return pods[choose_pod(name, list(pods))]
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    show_status(arguments.mesh)
+    return 0
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    with contextlib.suppress(KeyboardInterrupt):
+        return show_logs(arguments.mesh, arguments.name, follow=arguments.follow)
+    return 0

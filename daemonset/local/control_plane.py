@@ -1,0 +1,171 @@
+"""The control plane of a mesh on one machine, as a process of its own.
+
+It is ``ambient control-plane`` with what a cluster would add: the addresses of pods (which the mesh
+that runs them knows), a token for each node's proxy, and the word of each node agent about which
+pods are captured. All three pass through small files of the run directory.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import trio
+
+from daemonset.control_plane.ca.tokens import TokenSubject
+from daemonset.control_plane.command import SERVICE_IPS
+from daemonset.control_plane.config import ControlPlaneConfig
+from daemonset.control_plane.objects.objectset import ObjectSet
+from daemonset.control_plane.server import ControlPlane
+from daemonset.control_plane.sources.folder import FolderError
+from daemonset.control_plane.translation.settings import MeshSettings
+from daemonset.local.shared_files import addresses_file, captured_file, root_file, token_file
+
+TOKEN_LIFETIME = 12 * 3600.0
+"""Seconds; a new one is written at half of it."""
+
+LOOK = 0.05
+"""Seconds between two looks at what agents report."""
+
+_PATIENCE = 1.0
+"""Seconds that a new pod's address is waited for: mesh and control plane see its file at slightly
+different moments."""
+
+_log = logging.getLogger("daemonset.local.control_plane")
+
+
+class PodAddresses:
+    """Fills in the addresses of pods whose objects say none."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def complete(self, objects: ObjectSet) -> ObjectSet:
+        """The same objects, all pods with their addresses."""
+        without = {
+            f"{namespace}/{name}"
+            for (namespace, name), pod in objects.pods.items()
+            if not pod.ips and not pod.finished
+        }
+        if not without:
+            return objects
+        known = self._wait_for(without)
+        pods = {
+            key: dataclasses.replace(pod, ips=tuple(known["/".join(key)]), phase="Running")
+            if "/".join(key) in without & known.keys()
+            else pod
+            for key, pod in objects.pods.items()
+        }
+        return dataclasses.replace(objects, pods=pods)
+
+    def _wait_for(self, names: set[str]) -> dict[str, list[str]]:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            known: dict[str, list[str]] = json.loads(self._path.read_text())
+            missing = names - known.keys()
+            if not missing or time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        for name in sorted(missing):
+            _log.warning("pod %s has no address and stays out of the mesh", name)
+        return known
+
+
+class LocalControlPlane:
+    """A control plane with the files around it."""
+
+    def __init__(self, source: Path, run: Path, address: str, nodes: Sequence[str]) -> None:
+        self._run = run
+        self._nodes = nodes
+        self._captured: dict[str, set[str]] = {}
+        self._seen: dict[str, tuple[int, int]] = {}
+        self.plane = ControlPlane(
+            ControlPlaneConfig(
+                source=source,
+                state=run / "control-plane",
+                settings=MeshSettings(service_ips=SERVICE_IPS),
+                address=address,
+                server_names=(address,),
+                agents_report=True,
+            ),
+            PodAddresses(addresses_file(run)).complete,
+        )
+
+    async def serve(self) -> None:
+        """Serve until cancelled. Raises FolderError, OSError as ControlPlane.run does."""
+        async with trio.open_nursery() as nursery:
+            root_file(self._run).write_text(self.plane.roots_pem)
+            nursery.start_soon(self._keep_tokens_fresh)
+            await nursery.start(self.plane.run)
+            nursery.start_soon(self._follow_agents)
+
+    async def _keep_tokens_fresh(self) -> None:
+        while True:
+            for node in self._nodes:
+                subject = TokenSubject("istio-system", "ztunnel", node=node)
+                path = token_file(self._run, node)
+                _write_private(path, self.plane.mint_token(subject, TOKEN_LIFETIME))
+            await trio.sleep(TOKEN_LIFETIME / 2)
+
+    async def _follow_agents(self) -> None:
+        while True:
+            for node in self._nodes:
+                self._take_report(node)
+            await trio.sleep(LOOK)
+
+    def _take_report(self, node: str) -> None:
+        path = captured_file(self._run, node)
+        try:
+            status = path.stat()
+            version = (status.st_ino, status.st_mtime_ns)
+            if version == self._seen.get(node):
+                return
+            now = set(json.loads(path.read_text()))
+        except FileNotFoundError:
+            return  # the agent has not started yet
+        self._seen[node] = version
+        before = self._captured.get(node, set())
+        self._captured[node] = now
+        for pod in sorted(before ^ now):
+            namespace, _, name = pod.partition("/")
+            self.plane.report_captured(namespace, name, pod in now)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace a file that only its owner may read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w") as file:
+        file.write(text)
+    new.replace(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m daemonset.local.control_plane")
+    parser.add_argument("--source", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--run", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--address", required=True, help="to listen on")
+    parser.add_argument("--node", action="append", default=[], help="may be repeated")
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    local = LocalControlPlane(chosen.source, chosen.run, chosen.address, chosen.node)
+    code = 0
+    try:
+        trio.run(local.serve)
+    except* (FolderError, OSError) as group:
+        for error in group.exceptions:
+            print(error, file=sys.stderr)
+        code = 1
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
