@@ -103,7 +103,7 @@ class ServiceTable:
         """Every service with this address, alone or in a block of addresses."""
         index = self._by_cidr.get(network)
         blocks = [record for _, record in index.find(ip)] if index is not None else []
-        return [*self.at_vip(network, ip), *blocks]
+        return list(dict.fromkeys([*self.at_vip(network, ip), *blocks]))
 
     def find_by_vip(self, network: str, ip: str, namespace: str, port: int) -> ServiceRecord | None:
         """The service that a client in `namespace` means by this address.

@@ -1,5 +1,6 @@
 """A workload's certificate with its key and the roots it came with."""
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -56,10 +57,25 @@ class WorkloadCertificate:
     def chain(self) -> tuple[bytes, ...]:
         """DER, leaf first, then intermediates, then the root that the chain ends in."""
         certificates = _split(self.chain_pem.decode("ascii"))
-        anchor = _issuer_among(certificates[-1], _split(self.roots_pem.decode("ascii")))
+        anchor = self._anchor
         if anchor is not None and anchor != certificates[-1]:
             certificates = [*certificates, anchor]
         return tuple(item.public_bytes(serialization.Encoding.DER) for item in certificates)
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the chain ends in one of the roots, so that peers with them accept it."""
+        return self._anchor is not None
+
+    @functools.cached_property
+    def _anchor(self) -> x509.Certificate | None:
+        last = _split(self.chain_pem.decode("ascii"))[-1]
+        roots = _split(self.roots_pem.decode("ascii"))
+        return last if last in roots else _issuer_among(last, roots)
+
+    def with_roots(self, roots_pem: bytes) -> "WorkloadCertificate":
+        """The same certificate, trusting other roots."""
+        return dataclasses.replace(self, roots_pem=roots_pem)
 
     def to_bytes(self) -> bytes:
         """For another process. `from_bytes` reads it back."""

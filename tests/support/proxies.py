@@ -1,0 +1,172 @@
+"""Our proxies in this very process, for pods that are real network namespaces.
+
+No control plane, no agent, no workers: a state that the test fills, captured
+pods, certificates of a test CA, one engine. What crosses the link between the
+nodes is what a real mesh sends.
+"""
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import trio
+
+from daemonset.agent.capture import Capture
+from daemonset.agent.capture_rules import CaptureOptions
+from tests.support import pki
+from tests.support.lab import Lab
+from ztunnel import config as configuration
+from ztunnel.mesh.changes import Batch, Resource
+from ztunnel.mesh.service import Service
+from ztunnel.mesh.state import MeshState
+from ztunnel.mesh.workload import (
+    NetworkAddress,
+    TunnelProtocol,
+    Workload,
+)
+from ztunnel.proxy.certificates import CertificateStore
+from ztunnel.proxy.context import Context
+from ztunnel.proxy.pod import PodInfo, PodProxy
+from ztunnel.relay.engine import Engine
+from ztunnel.telemetry.access_log import AccessLog
+from ztunnel.telemetry.counters import Counters
+from ztunnel.telemetry.log_filter import LogFilter
+
+MARK = 1337
+NAMESPACE = "shop"
+
+
+def workload(room: Lab, name: str, **changes: object) -> Workload:
+    """A pod of the lab as the control plane would describe it, in the mesh."""
+    values: dict[str, object] = {
+        "uid": f"Kubernetes//Pod/{NAMESPACE}/{name}",
+        "name": name,
+        "namespace": NAMESPACE,
+        "service_account": name,
+        "addresses": (room.ip(name),),
+        "tunnel_protocol": TunnelProtocol.HBONE,
+        "canonical_name": name,
+        "workload_name": name,
+    }
+    return Workload(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def service(name: str, vip: str, ports: dict[int, int]) -> Service:
+    """A service of the lab's namespace."""
+    return Service(
+        name,
+        NAMESPACE,
+        f"{name}.{NAMESPACE}.svc.cluster.local",
+        vips=(NetworkAddress("", vip),),
+        ports=ports,
+    )
+
+
+class Proxies:
+    """The proxies of some pods, and everything that they share."""
+
+    def __init__(self, room: Lab, engine: Engine, nursery: trio.Nursery, env: dict[str, str]):
+        self.room = room
+        self.engine = engine
+        self.nursery = nursery
+        self.lines: list[str] = []
+        self.state = MeshState()
+        self.authority = pki.make_root()
+        settings = configuration.load(
+            {"NODE_NAME": "", "ISTIO_META_DNS_CAPTURE": "false", "XDS_ADDRESS": "",
+             "CA_ADDRESS": "", **env}
+        )  # fmt: skip
+        self.asked: list[str] = []
+        self.certificates = CertificateStore(self._ask)
+        self.counters = Counters()
+        self.context = Context(
+            settings,
+            "0",
+            engine,
+            nursery,
+            self.state,
+            self.certificates,
+            AccessLog(
+                lambda line: self.lines.append(line.decode()),
+                LogFilter.parse("info"),
+                False,
+                lambda: 0.0,
+            ),
+            self.counters,
+            self._resolve,
+            self._look_up,
+        )
+        self.context.rng = random.Random(1)
+        self.pods: dict[str, PodProxy] = {}
+        self.captures: list[Capture] = []
+        self.names: dict[str, list[str]] = {}
+
+    def _ask(self, uri: str) -> bool:
+        self.asked.append(uri)
+        return True
+
+    async def _resolve(self, hostname: str) -> Sequence[str]:
+        await trio.lowlevel.checkpoint()
+        return self.names.get(hostname, ())
+
+    async def _look_up(self, key: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        self.state.lookup_finished(key)
+        return True
+
+    def apply(self, *resources: Resource, removed: Sequence[str] = ()) -> None:
+        """One step of the mesh, as an update from the control process makes it."""
+        changes = self.state.apply(Batch(resources, removed))
+        self.context.registry.rejudge(self.state, changes)
+        for pod in self.pods.values():
+            pod.mesh_changed()
+
+    def enroll(self, name: str, *, certificate: bool = True, **changes: object) -> Workload:
+        """Captures a pod, serves it, and makes it known."""
+        described = workload(self.room, name, **changes)
+        if certificate:
+            self.certificates.received(self.authority.workload(described.identity))
+        network = self.room.pod(name).network
+        info = PodInfo(name, name, NAMESPACE, described.service_account)
+        pod = PodProxy(self.context, info, network.duplicate(), {})
+        self.pods[name] = pod
+        self.nursery.start_soon(pod.run)
+        capture = Capture(network, CaptureOptions(mark=MARK, dns=False))
+        capture.apply()
+        self.captures.append(capture)
+        self.apply(described)
+        return described
+
+    async def line(self, *parts: str) -> str:
+        """The first log line that holds all of `parts`, waiting for it."""
+        with trio.fail_after(5):
+            while True:
+                for line in self.lines:
+                    if all(part in line for part in parts):
+                        return line
+                await trio.sleep(0.01)
+
+    def close(self) -> None:
+        for pod in self.pods.values():
+            pod.close("test over")
+        for capture in self.captures:
+            capture.remove()
+
+
+@asynccontextmanager
+async def proxies(room: Lab, **env: str) -> AsyncIterator[Proxies]:
+    """Proxies for pods of `room`; `env` are the settings of a ztunnel."""
+    async with AsyncExitStack() as stack:
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        engine = Engine()
+        nursery.start_soon(engine.run)
+        nursery.start_soon(engine.watch_deadlines)
+        made = Proxies(room, engine, nursery, env)
+        try:
+            yield made
+        finally:
+            made.close()
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.02)
+            nursery.cancel_scope.cancel()
+            engine.close()

@@ -1,0 +1,76 @@
+"""Applications of a test: trio sockets inside the network namespaces of pods."""
+
+import socket
+import struct
+
+import trio
+
+from ztunnel.linux.netns import NetworkNamespace
+
+Stream = trio.SocketStream
+
+
+async def connect(
+    network: NetworkNamespace, host: str, port: int, *, seconds: float = 5
+) -> trio.SocketStream:
+    """A connection from inside the namespace. Raises OSError as the application would see it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = trio.socket.from_stdlib_socket(network.socket(family, socket.SOCK_STREAM))
+    try:
+        with trio.fail_after(seconds):
+            await sock.connect((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)
+
+
+def listen(network: NetworkNamespace, port: int, host: str = "0.0.0.0") -> trio.SocketListener:
+    """A listener inside the namespace."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = network.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((host, port))
+    sock.listen(2048)
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+
+async def receive_exactly(stream: trio.SocketStream, count: int) -> bytes:
+    """`count` bytes. Raises EOFError when the stream ends before."""
+    data = bytearray()
+    while len(data) < count:
+        some = await stream.receive_some(count - len(data))
+        if not some:
+            raise EOFError(f"{len(data)} of {count} bytes")
+        data += some
+    return bytes(data)
+
+
+async def receive_all(stream: trio.SocketStream) -> bytes:
+    """Everything up to the end of the stream."""
+    data = bytearray()
+    while some := await stream.receive_some(65536):
+        data += some
+    return bytes(data)
+
+
+def abort(stream: trio.SocketStream) -> None:
+    """Closes with RST."""
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.socket.close()
+
+
+async def echo(stream: trio.SocketStream) -> None:
+    """An application that sends everything back, and ends when its client does."""
+    async with stream:
+        try:
+            while some := await stream.receive_some(65536):
+                await stream.send_all(some)
+            await stream.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+
+
+async def serve_echo(listener: trio.SocketListener) -> None:
+    """Echoes every connection until cancelled."""
+    await trio.serve_listeners(echo, [listener])
