@@ -96,13 +96,22 @@ async def test_only_loopback_names() -> None:
             assert (await ask(server, request)).startswith(b"HTTP/1.1 " + status)
 
 
-async def test_silence_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "HEAD_TIMEOUT", 0.05)
-    async with serving() as server:
-        assert await ask(server, b"") == b""
-        assert (await ask(server, b"GET / HT")).startswith(b"HTTP/1.1 408 ")
-        stuck = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n1"
-        assert await ask(server, stuck) == b""
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        (b"", b""),
+        (b"GET / HT", b"HTTP/1.1 408 "),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n1", b""),
+    ],
+)
+async def test_silence_ends_the_connection(
+    sent: bytes, answer: bytes, mock_clock: trio.testing.MockClock
+) -> None:
+    async with serving() as server, await connect(server) as stream:
+        await stream.send_all(sent)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        mock_clock.jump(http_server.HEAD_TIMEOUT)
+        assert (await read_all(stream))[:13] == answer
 
 
 async def test_too_many_connections_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,7 @@ def test_a_reader_that_stops_reading_costs_lines_and_not_time() -> None:
         writer.queue.put(b"x" * 1000 + b"\n")
     assert writer.queue.dropped > 9000
     assert not writer.close(0.2)
-    assert writer.queue.dropped == 10_000
+    assert writer.queue.dropped >= 10_000  # the notice of the drops may be among them
     os.close(write_end)
     os.close(read_end)
 
