@@ -1,0 +1,175 @@
+"""The ZDS server: every ztunnel that connects learns of every pod, and is kept up to date.
+
+Two ztunnels are connected while one takes over from the other. New pods go to the latest one only;
+deletions go to all of them, since the old one must let go as well.
+"""
+
+import errno
+import logging
+import os
+import socket
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+import trio
+
+from daemonset.agent.zds_connection import NoZtunnel, Served, ZdsConnection, ZtunnelError
+from ztunnel.linux.netns import NetworkNamespace
+from ztunnel.zds.messages import WorkloadInfo
+
+logger = logging.getLogger("daemonset.agent.zds")
+
+ACCEPT_PAUSE = 0.2
+"""Seconds between connections: a ztunnel that comes back at once for ever must not fill the day."""
+
+
+class ZdsServer:
+    """The pods to be served, and the ztunnels that serve them."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._pods: dict[str, Served] = {}
+        self._connections: list[ZdsConnection] = []  # oldest first
+        self._accepted = 0
+        self._changed = trio.Event()
+
+    @property
+    def connected(self) -> int:
+        """How many ztunnels are connected."""
+        return len(self._connections)
+
+    @property
+    def synchronised(self) -> bool:
+        """Whether the latest ztunnel has its snapshot."""
+        return bool(self._connections) and self._connections[-1].synchronised
+
+    @property
+    def refusals(self) -> Mapping[str, str]:
+        """What the latest ztunnel did not accept in its snapshot: uid to reason."""
+        return self._connections[-1].refusals if self._connections else {}
+
+    async def wait_changed(self) -> None:
+        """Return when a ztunnel has come, has been brought up to date, or has gone."""
+        await self._changed.wait()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen and serve, until cancelled. Raises OSError when it cannot listen."""
+        with _listen(self.path) as listener:
+            identity = os.stat(self.path)
+            try:
+                async with trio.open_nursery() as nursery:
+                    task_status.started()
+                    while True:
+                        await trio.lowlevel.wait_readable(listener)
+                        try:
+                            sock = listener.accept()[0]
+                        except BlockingIOError:
+                            continue
+                        except OSError as error:
+                            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED):
+                                raise
+                            logger.error("cannot accept a ztunnel: %s", error)
+                        else:
+                            sock.setblocking(False)
+                            nursery.start_soon(self._serve, sock)
+                        await trio.sleep(ACCEPT_PAUSE)
+            finally:
+                _unlink_own(self.path, identity)
+
+    def put(self, uid: str, info: WorkloadInfo, namespace: NetworkNamespace) -> None:
+        """From now on every snapshot names this pod. Takes a copy of `namespace`."""
+        current = self._pods.get(uid)
+        if current is not None:
+            if current.info == info and current.namespace.identity == namespace.identity:
+                return
+            current.namespace.close()
+        self._pods[uid] = Served(info, namespace.duplicate())
+
+    async def add(self, uid: str) -> None:
+        """Have the latest ztunnel serve a pod that was `put`; return when it does.
+
+        Raises NoZtunnel when there is none, and ZtunnelError with its reason when it refuses. In
+        either case the pod stays in the snapshot, and asking again is harmless.
+        """
+        if not self._connections:
+            raise NoZtunnel("no ztunnel is connected")
+        served = self._pods.get(uid)
+        if served is None:
+            raise ZtunnelError(f"pod {uid} has been deleted in the meantime")
+        await self._connections[-1].add(uid, served)
+
+    async def delete(self, uid: str) -> None:
+        """No ztunnel is to serve this pod any more; return when all have confirmed.
+
+        One that does not is hung up on: its next snapshot will not name the pod.
+        """
+        served = self._pods.pop(uid, None)
+        if served is not None:
+            served.namespace.close()
+        async with trio.open_nursery() as nursery:
+            for connection in list(self._connections):
+                nursery.start_soon(self._delete_from, connection, uid)
+
+    def close(self) -> None:
+        """Let go of all namespaces."""
+        for served in self._pods.values():
+            served.namespace.close()
+        self._pods.clear()
+
+    async def _delete_from(self, connection: ZdsConnection, uid: str) -> None:
+        try:
+            await connection.delete(uid)
+        except NoZtunnel as error:
+            logger.info("deletion of %s: %s", uid, error)
+            connection.hang_up("did not take a deletion")
+        except ZtunnelError as error:
+            logger.error("ztunnel %d cannot stop serving %s: %s", connection.number, uid, error)
+            connection.hang_up("did not stop serving a pod")
+
+    async def _serve(self, sock: socket.socket) -> None:
+        self._accepted += 1
+        connection = ZdsConnection(sock, self._accepted)
+        self._connections.append(connection)
+        self._notify()
+        try:
+            await connection.run(lambda: self._pods, self._pods.get, self._notify)
+        finally:
+            # Whichever this is, first or last: the others stay as they are, in their order.
+            self._connections.remove(connection)
+            self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+def _listen(path: Path) -> socket.socket:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(errno.EEXIST, "is in the way and is no socket", str(path))
+        path.unlink()  # left behind, or of an agent that this one replaces
+    except FileNotFoundError:
+        pass
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.setblocking(False)
+        # Private from the start (bind takes the mode over): whoever connects gets the namespaces.
+        os.fchmod(listener.fileno(), 0o600)
+        listener.bind(str(path))
+        listener.listen(16)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _unlink_own(path: Path, identity: os.stat_result) -> None:
+    """Remove the socket's file, unless another agent has put its own there by now."""
+    try:
+        now = os.stat(path)
+        if (now.st_dev, now.st_ino) == (identity.st_dev, identity.st_ino):
+            path.unlink()
+    except FileNotFoundError:
+        pass
