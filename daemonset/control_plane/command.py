@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import ipaddress
 import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import trio
 
-from daemonset.control_plane.ca.authenticator import AuthenticationError
+from daemonset.control_plane.ca.generations import OVERLAP, rotate
 from daemonset.control_plane.ca.issuer import AuthorityError
-from daemonset.control_plane.ca.private_files import UnsafeFileError
+from daemonset.control_plane.ca.private_files import UnsafeFileError, make_private_folder
+from daemonset.control_plane.ca.tokens import TokenSubject, open_token_key
 from daemonset.control_plane.config import ControlPlaneConfig
 from daemonset.control_plane.server import ControlPlane
 from daemonset.control_plane.sources.folder import FolderError, FolderSource
@@ -76,6 +79,19 @@ def add_parsers(
     validate.add_argument("--strict", action="store_true", help="warnings are errors too")
     _add_mesh_arguments(validate)
     validate.set_defaults(run=_validate)
+    token = subparsers.add_parser("token", help="mint a token for a node's proxy")
+    token.add_argument("--state", type=Path, default=default_state(), metavar="FOLDER")
+    token.add_argument("--namespace", default="istio-system")
+    token.add_argument("--service-account", default="ztunnel")
+    token.add_argument("--node", required=True, help="the node whose pods it may speak for")
+    token.add_argument("--lifetime", type=float, default=12 * 3600.0, metavar="SECONDS")
+    token.set_defaults(run=_token)
+    rotate = subparsers.add_parser(
+        "rotate-root", help="make a new root; it signs once every workload trusts it"
+    )
+    rotate.add_argument("--state", type=Path, default=default_state(), metavar="FOLDER")
+    rotate.add_argument("--trust-domain", default="cluster.local")
+    rotate.set_defaults(run=_rotate_root)
 
 
 def default_state() -> Path:
@@ -129,7 +145,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     code = 0
     try:
         trio.run(_run_until_signal, ControlPlane(config))
-    except* (FolderError, AuthorityError, AuthenticationError, UnsafeFileError, OSError) as group:
+    except* (FolderError, AuthorityError, UnsafeFileError, OSError) as group:
         for error in group.exceptions:
             print(error, file=sys.stderr)
         code = 1
@@ -142,6 +158,29 @@ async def _run_until_signal(plane: ControlPlane) -> None:
             nursery.start_soon(plane.run)
             async for _ in signals:
                 nursery.cancel_scope.cancel()
+
+
+def _token(arguments: argparse.Namespace) -> int:
+    subject = TokenSubject(arguments.namespace, arguments.service_account, node=arguments.node)
+    try:
+        signer = open_token_key(arguments.state)
+    except (AuthorityError, UnsafeFileError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(signer.mint(subject, time.time(), arguments.lifetime))
+    return 0
+
+
+def _rotate_root(arguments: argparse.Namespace) -> int:
+    try:
+        make_private_folder(arguments.state)
+        now = datetime.datetime.now(datetime.UTC)
+        rotate(arguments.state / "ca", arguments.trust_domain, now)
+    except (UnsafeFileError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"made a new root; it is handed out now and signs in {OVERLAP}")
+    return 0
 
 
 def _validate(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from daemonset.control_plane.ca.admission import Admission
 from daemonset.control_plane.ca.authenticator import AuthenticationError, Metadata, bearer_token
 from daemonset.control_plane.ca.authority import Authority, AuthorityHolder, load_given
 from daemonset.control_plane.ca.generations import open_state
-from daemonset.control_plane.ca.private_files import make_private_folder
+from daemonset.control_plane.ca.private_files import make_private_folder, write_private
 from daemonset.control_plane.ca.service import CertificateService
 from daemonset.control_plane.ca.serving import ServingCertificate
 from daemonset.control_plane.ca.tokens import TokenSubject, TokenVerifier, open_token_key
@@ -34,7 +34,7 @@ from ztunnel.telemetry.http_server import HttpServer, open_listeners
 
 _log = logging.getLogger("daemonset.control_plane")
 
-_ROTATION_CHECK = 3600.0  # seconds
+_ROTATION_CHECK = 60.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class Ports:
 
 class ControlPlane:
     """One control plane. Everything but ``run`` may be called from the trio thread at any time.
+
+    Keys are opened or made at once (AuthorityError, UnsafeFileError, OSError).
 
     Args:
         config: see there.
@@ -71,6 +73,7 @@ class ControlPlane:
             frozenset() if config.agents_report else None
         )
         self._authority = AuthorityHolder(self._open_authority())
+        self._write_roots()
         self._signer = open_token_key(config.state)
         self._verifier = TokenVerifier(self._signer.public_key)
         self._discovery = DiscoveryService(self._mesh.snapshot)
@@ -108,8 +111,14 @@ class ControlPlane:
         return self._signer.mint(subject, time.time(), lifetime)
 
     def report_captured(self, namespace: str, pod: str, captured: bool) -> None:
-        """A node agent has taken a pod into the mesh, or let it go. For ``agents_report``."""
-        before = self._captured or frozenset()
+        """A node agent has taken a pod into the mesh, or lets it go.
+
+        Raises:
+            RuntimeError: the configuration does not say ``agents_report``.
+        """
+        if self._captured is None:
+            raise RuntimeError("this control plane goes by labels, not by what agents report")
+        before = self._captured
         key = (namespace, pod)
         self._captured = before | {key} if captured else before - {key}
         if self._captured != before:
@@ -130,7 +139,11 @@ class ControlPlane:
         self._take_objects()
         await self._publish(serving=False)
         listeners = await open_listeners([self._config.address], self._config.status_port)
-        status = HttpServer(listeners, status_handler(self._status_sources()))
+        status = HttpServer(
+            listeners,
+            status_handler(self._status_sources()),
+            loopback_names_only=self._config.address in ("127.0.0.1", "::1"),
+        )
         try:
             ports = await trio.to_thread.run_sync(self._grpc.start, self._listen)
             async with trio.open_nursery() as nursery:
@@ -194,6 +207,10 @@ class ControlPlane:
             _log.warning("xDS stream refused: %s", error)
             raise PermissionError("the token is not valid") from None
 
+    def _write_roots(self) -> None:
+        """Beside the keys, for whoever reads the roots from a file."""
+        write_private(self._config.state / "root-cert.pem", self.roots_pem.encode())
+
     def _open_authority(self) -> Authority:
         now = datetime.datetime.now(datetime.UTC)
         if self._config.given_ca is not None:
@@ -210,6 +227,9 @@ class ControlPlane:
     def _take_objects(self) -> None:
         objects = self._source.state.objects
         self.objects = self._complete(objects) if self._complete is not None else objects
+        if self._captured is not None:
+            # A pod of the same name that comes later has not been captured.
+            self._captured = frozenset(key for key in self._captured if key in self.objects.pods)
         for listener in self._listeners:
             listener(self.objects)
 
@@ -217,7 +237,11 @@ class ControlPlane:
         while True:
             await self._changed.wait()
             self._changed = trio.Event()
-            await self._publish(serving=True)
+            try:
+                await self._publish(serving=True)
+            except Exception:
+                # What is in force is better than nothing, and the next change may be the cure.
+                _log.exception("the objects cannot be translated: what was in force stays")
 
     async def _publish(self, *, serving: bool) -> None:
         """A large mesh takes a while, and clients are answered meanwhile."""
@@ -239,6 +263,7 @@ class ControlPlane:
                 continue
             if authority != self._authority.get():
                 self._authority.replace(authority)
+                self._write_roots()
                 _log.info("the authority has changed")
 
     def _place(self, finding: Finding) -> str:

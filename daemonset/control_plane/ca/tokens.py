@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 )
 
 from daemonset.control_plane.ca.authenticator import AuthenticationError, Caller
-from daemonset.control_plane.ca.issuer import key_from_pem, key_to_pem, new_key
+from daemonset.control_plane.ca.issuer import AuthorityError, key_from_pem, key_to_pem, new_key
 from daemonset.control_plane.ca.private_files import (
     create_folder,
     make_private_folder,
@@ -237,5 +237,5 @@ def open_token_key(state: Path) -> TokenSigner:
     path = folder / "key.pem"
     key = key_from_pem(read_private(path), str(path))
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
-        raise AuthenticationError(f"{path}: must be an EC P-256 key")
+        raise AuthorityError(f"{path}: must be an EC P-256 key")
     return TokenSigner(key)

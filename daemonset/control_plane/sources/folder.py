@@ -35,6 +35,7 @@ class FolderSource:
         self._scanner = FolderScanner(folder)
         self._last_good = last_good
         self._reported: frozenset[Problem] = frozenset()
+        self._ignored: set[str] = set()
         self.state = FolderState()
 
     def load(self, *, refuse_errors: bool = True) -> None:
@@ -87,6 +88,10 @@ class FolderSource:
         for file in sorted({p.file for p in self._reported} - {p.file for p in problems}):
             _log.info("%s has no errors any more", file)
         self._reported = problems
+        for kind, place in self.state.ignored.items():
+            if kind not in self._ignored:
+                self._ignored.add(kind)
+                _log.warning("%s: %s plays no part in the mesh and is ignored", place, kind)
         if self._last_good is None:
             return
         for file, data in changes.items():

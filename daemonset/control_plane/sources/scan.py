@@ -14,6 +14,8 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from daemonset.control_plane.sources.file_reader import MAX_FILE_BYTES
+
 SUFFIXES = (".yaml", ".yml", ".json")
 
 _PATIENCE = 20  # looks
@@ -81,7 +83,9 @@ class FolderScanner:
                 self._taken.pop(file, None)
                 continue
             try:
-                data = (self._folder / file).read_bytes()
+                with (self._folder / file).open("rb") as opened:
+                    # One byte more than is allowed shows that it is too much.
+                    data = opened.read(MAX_FILE_BYTES + 1)
                 if _signature(os.stat(self._folder / file)) != signature:
                     continue  # written to while being read: it will come to rest later
             except OSError as error:

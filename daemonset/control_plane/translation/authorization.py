@@ -29,8 +29,7 @@ from daemonset.control_plane.translation.authorization_match import (
 )
 from daemonset.control_plane.translation.finding import Findings
 from daemonset.control_plane.translation.settings import MeshSettings
-from ztunnel.proto import authorization_pb2
-from ztunnel.proto.authorization_pb2 import Action, Authorization, Group, Match, Scope
+from ztunnel.proto.authorization_pb2 import Action, Authorization, Group, Match, Rules, Scope
 
 _WAYPOINT_ADVICE = "Give the service a waypoint and the policy a targetRef, or use L4 fields only."
 
@@ -87,16 +86,17 @@ def convert(
         clauses = _clauses(rule, policy.meta.namespace, targets)
         missing = [path for clause in clauses for checked in clause for path in checked.missing]
         if allow and missing:
-            _report_dropped_rule(policy, rule, missing, findings)
-        elif allow or settings.like_istio:
-            message.groups.append(_group(_as_istio(clauses)))
-            if missing:
-                _report_broader(policy, rule, missing, [], findings)
+            _report(policy, missing, f"{rule.path} is left out and allows nobody", findings)
+            continue
+        kept = [clause for clause in clauses if all(item.match is not None for item in clause)]
+        if settings.like_istio:
+            message.groups.append(_group(clauses))
+            consequence = "refuses nobody" if len(kept) < len(clauses) else "refuses more"
         else:
-            kept = [clause for clause in clauses if all(c.match is not None for c in clause)]
-            message.groups.append(_group(_as_istio(kept)))
-            if missing:
-                _report_broader(policy, rule, missing, kept, findings)
+            message.groups.append(_group(kept))
+            consequence = "refuses more than it says" if kept else "refuses everybody"
+        if missing:
+            _report(policy, missing, f"{rule.path} {consequence}", findings)
     return message
 
 
@@ -117,38 +117,21 @@ def _clauses(rule: Rule, namespace: str, targets: PortTargets) -> list[list[Chec
     return clauses
 
 
-def _as_istio(clauses: list[list[Checked]]) -> list[list[Match]]:
-    return [[item.match or Match() for item in clause] for clause in clauses]
-
-
-def _group(clauses: list[list[Match]]) -> Group:
-    return Group(rules=[authorization_pb2.Rules(matches=clause) for clause in clauses])
-
-
-def _report_dropped_rule(
-    policy: AuthorizationPolicy, rule: Rule, missing: list[str], findings: Findings
-) -> None:
-    findings.error(
-        policy.meta.key,
-        missing[0],
-        "RuleNotEnforceable",
-        f"cannot be checked at L4: {rule.path} is left out and allows nobody.",
-        _WAYPOINT_ADVICE,
+def _group(clauses: list[list[Checked]]) -> Group:
+    """An element of which nothing is left becomes an empty match, which matches nothing."""
+    return Group(
+        rules=[Rules(matches=[item.match or Match() for item in clause]) for clause in clauses]
     )
 
 
-def _report_broader(
-    policy: AuthorizationPolicy,
-    rule: Rule,
-    missing: list[str],
-    kept: list[list[Checked]],
-    findings: Findings,
+def _report(
+    policy: AuthorizationPolicy, missing: list[str], consequence: str, findings: Findings
 ) -> None:
-    everything = "; nothing is left to check, so it refuses everybody" if not kept else ""
-    findings.error(
-        policy.meta.key,
-        missing[0],
-        "RuleBroadened",
-        f"cannot be checked at L4: {rule.path} refuses more than it says{everything}.",
-        _WAYPOINT_ADVICE,
-    )
+    for path in missing:
+        findings.error(
+            policy.meta.key,
+            path,
+            "UnsupportedValue",
+            f"cannot be checked at L4: {consequence}.",
+            _WAYPOINT_ADVICE,
+        )

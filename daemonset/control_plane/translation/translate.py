@@ -123,15 +123,8 @@ class _Run:
         policies, verdict = self._policies.of_workload(key, pod.meta.labels)
         captured = self._is_captured(pod)
         reached = captured or is_captured(pod) or speaks_hbone_itself(pod.meta.labels)
-        if policies and not reached:
-            what = "STRICT and its policies are" if verdict.strict else "its policies are"
-            self._findings.warning(
-                key,
-                "",
-                "NotCaptured",
-                f"is not in the mesh: {what} enforced nowhere ({', '.join(policies)}).",
-                "Label the pod or its namespace istio.io/dataplane-mode: ambient.",
-            )
+        if not reached:
+            self._report_not_captured(pod, policies, verdict.strict)
         services = self._endpoints.get(key, {})
         waypoint = self._waypoints.of_workload(pod.meta)
         return self._writer.pod(pod, services, policies, waypoint, captured=captured)
@@ -139,8 +132,33 @@ class _Run:
     def _is_captured(self, pod: Pod) -> bool:
         if self._captured is not None:
             return (pod.meta.namespace, pod.meta.name) in self._captured
+        return self._is_selected(pod)
+
+    def _is_selected(self, pod: Pod) -> bool:
         namespace = self._objects.namespaces.get(pod.meta.namespace)
         return is_selected(pod, namespace, self._settings)
+
+    def _report_not_captured(self, pod: Pod, policies: list[str], strict: bool) -> None:
+        nowhere = ""
+        if policies:
+            what = "STRICT and its policies are" if strict else "its policies are"
+            nowhere = f"; {what} enforced nowhere ({', '.join(policies)})"
+        if self._is_selected(pod):
+            self._findings.warning(
+                pod.meta.key,
+                "",
+                "NotCaptured",
+                f"is to be in the mesh and no node agent has captured it{nowhere}.",
+                "See the node agent's log.",
+            )
+        elif policies:
+            self._findings.warning(
+                pod.meta.key,
+                "",
+                "NotInMesh",
+                f"is not in the mesh{nowhere}.",
+                "Label the pod or its namespace istio.io/dataplane-mode: ambient.",
+            )
 
     def _entries(self, addresses: dict[str, Resource]) -> None:
         for entry in self._objects.workload_entries.values():

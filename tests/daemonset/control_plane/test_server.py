@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import grpc
 import pytest
@@ -18,6 +17,7 @@ from daemonset.control_plane.config import ControlPlaneConfig
 from daemonset.control_plane.server import ControlPlane
 from daemonset.control_plane.sources.folder import FolderError
 from daemonset.control_plane.translation.resource import ADDRESS, AUTHORIZATION
+from tests.support.delta_stream import delta_stream
 from ztunnel.proto import ca_pb2
 
 MESH = """
@@ -78,7 +78,6 @@ def create_certificate(
 async def test_policy_written_into_the_folder_reaches_a_client_with_its_workload(
     config: ControlPlaneConfig,
     nursery: trio.Nursery,
-    open_stream: Callable[..., Any],
 ) -> None:
     (config.source / "mesh.yaml").write_text(MESH)
     plane = ControlPlane(config)
@@ -86,7 +85,7 @@ async def test_policy_written_into_the_folder_reaches_a_client_with_its_workload
 
     def client(written: Callable[[], object]) -> list[tuple[str, list[str], list[str]]]:
         seen = []
-        with open_stream(f"127.0.0.1:{ports.xds}") as stream:
+        with delta_stream(f"127.0.0.1:{ports.xds}") as stream:
             stream.send(ADDRESS, node="node-a")
             stream.send(AUTHORIZATION)
             for number in range(4):
