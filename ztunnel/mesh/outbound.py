@@ -193,7 +193,8 @@ def _to_workload(request: _Request, upstream: Upstream, how: str) -> Decision:
 
 def _sample_waypoint(request: _Request, service: Service) -> GatewayAddress | None:
     """The waypoint for this connection; None when its source is a waypoint of the service."""
-    for waypoint in service.waypoints():
+    waypoints = service.waypoints()
+    for waypoint in waypoints:
         if serves(request.state, request.source, waypoint):
             return None
     weighted = service.weighted_waypoints
@@ -205,7 +206,7 @@ def _sample_waypoint(request: _Request, service: Service) -> GatewayAddress | No
         point -= entry.weight
         if point < 0:
             return entry.waypoint
-    return weighted[-1].waypoint
+    return waypoints[-1]  # the sum was rounded
 
 
 def _to_waypoint(

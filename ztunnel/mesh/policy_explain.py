@@ -25,6 +25,8 @@ def nearest_cause(policies: Sequence[CompiledPolicy], connection: ConnectionAttr
             for clause in rule:
                 examined += len(clause)
                 failures.extend(_clause_failures(clause, connection))
+                if examined >= _MATCHES_EXAMINED:
+                    break
             if best is None or len(failures) < len(best):
                 best, best_where = failures, f"{policy.key} (rule {number})"
             if examined >= _MATCHES_EXAMINED:

@@ -49,9 +49,6 @@ class PolicyTable:
         self._by_namespace: dict[str, dict[str, CompiledPolicy]] = {}
         self._effective: dict[str, tuple[str, tuple[str, ...], EffectivePolicies]] = {}
 
-    def __len__(self) -> int:
-        return len(self._policies)
-
     def __iter__(self) -> Iterator[Authorization]:
         return (compiled.policy for compiled in self._policies.values())
 

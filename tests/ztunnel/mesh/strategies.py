@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from ztunnel.mesh.address import canonical_ip, parse_network
@@ -41,6 +42,9 @@ from ztunnel.mesh.workload import (
     WorkloadStatus,
     WorkloadType,
 )
+
+# Building a mesh takes longer on a busy machine than hypothesis has patience by default.
+unhurried = settings(deadline=None)
 
 # Few values, so that resources meet each other.
 names = st.sampled_from(["a", "b", "c"])

@@ -63,6 +63,11 @@ def test_texts_that_are_no_address_are_refused(text: str) -> None:
         canonical_ip(text)
 
 
+def test_networks_have_no_zone() -> None:
+    with pytest.raises(ValueError, match="has a zone"):
+        parse_network("fe80::%eth0/64")
+
+
 def test_prefixes_must_fit_their_family() -> None:
     with pytest.raises(ValueError, match="33 bits"):
         network_from_bytes(bytes(4), 33)

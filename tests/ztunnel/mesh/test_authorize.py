@@ -19,7 +19,7 @@ from tests.ztunnel.mesh.builders import (
     pod,
     rule,
 )
-from tests.ztunnel.mesh.strategies import identities, ips, policies, ports, workloads
+from tests.ztunnel.mesh.strategies import identities, ips, policies, ports, unhurried, workloads
 from ztunnel.mesh.authorize import Verdict, authorize
 from ztunnel.mesh.connection import ConnectionAttributes
 from ztunnel.mesh.identity import Identity
@@ -243,6 +243,7 @@ def test_policies_that_are_tried_out_only_report() -> None:
     found = verdict(allow("a", EVERYBODY, dry_run=True), deny("x", EVERYBODY))
     assert not found.allowed
     assert found.dry_run == ("dry run: policy shop/a (rule 1) would allow",)
+    assert verdict(deny("d", rule(destination_ports=(9,)), dry_run=True)).dry_run == ()
 
 
 # -- explanations ---
@@ -293,6 +294,10 @@ def test_an_explanation_looks_at_a_bounded_number_of_rules() -> None:
     rules = [rule(principals=(f"x{number}",)) for number in range(5000)]
     wide = allow("wide", (tuple(match(principals=(f"y{n}",)) for n in range(5000)),))
     assert len(verdict(allow("many", *rules), wide).reason) < 1000
+    deep = allow("deep", tuple((match(principals=(f"z{n}",)),) for n in range(5000)))
+    reason = verdict(deep).reason
+    assert "not z199" in reason
+    assert "not z200" not in reason
 
 
 def test_many_policies_are_named_in_part() -> None:
@@ -339,6 +344,7 @@ def plain_match(one: Match, peer: Identity | None, source: str, to: str, port: i
     return all(not values or any(held) for values, held in outcomes) and not any(negated)
 
 
+@unhurried
 @given(
     workloads,
     st.lists(policies, max_size=5),

@@ -36,18 +36,21 @@ IP = b"\x0a\x00\x00\x01"
 # -- round trips ---
 
 
+@strategies.unhurried
 @given(strategies.workloads | strategies.services)
 def test_addresses_survive_the_wire(resource: Workload | Service) -> None:
     raw = address_to_proto(resource).SerializeToString()
     assert address_from_proto(raw) == resource
 
 
+@strategies.unhurried
 @given(strategies.workloads, strategies.services)
 def test_the_single_types_survive_the_wire_too(workload: Workload, service: Service) -> None:
     assert workload_from_proto(workload_to_proto(workload).SerializeToString()) == workload
     assert service_from_proto(service_to_proto(service).SerializeToString()) == service
 
 
+@strategies.unhurried
 @given(strategies.policies)
 def test_policies_survive_the_wire(policy: Authorization) -> None:
     raw = authorization_to_proto(policy).SerializeToString()
@@ -231,6 +234,7 @@ _READERS: list[Callable[[bytes], object]] = [
 ]
 
 
+@strategies.unhurried
 @given(st.sampled_from(_READERS), st.binary(max_size=200))
 def test_random_bytes_are_read_or_refused(read: Callable[[bytes], object], raw: bytes) -> None:
     try:
@@ -242,6 +246,7 @@ def test_random_bytes_are_read_or_refused(read: Callable[[bytes], object], raw: 
     assert refused.reason
 
 
+@strategies.unhurried
 @given(
     st.one_of(
         strategies.workloads.map(lambda w: (workload_from_proto, workload_to_proto(w))),

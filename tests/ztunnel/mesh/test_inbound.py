@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ztunnel.mesh.builders import behind, by_address, by_name, identity, mesh, pod, service
-from tests.ztunnel.mesh.strategies import services, workloads
+from tests.ztunnel.mesh.strategies import services, unhurried, workloads
 from ztunnel.mesh.address import parse_network
 from ztunnel.mesh.decision import NeedsLookup
 from ztunnel.mesh.inbound import (
@@ -253,6 +253,7 @@ def test_the_source_is_found_by_address_unless_a_gateway_stands_between() -> Non
     assert find_source(mesh(east), "East", "10.0.0.1", None, "eAST") == east
 
 
+@unhurried
 @given(
     st.lists(services | workloads, max_size=6),
     workloads,

@@ -201,3 +201,9 @@ def test_what_is_remembered_for_many_ports_stays_bounded() -> None:
     for port in range(1, 1000):
         load_balance.choose(record_of(state), CLIENT, port, Random(1))
     assert len(record_of(state).selections) <= 64
+
+
+def test_a_service_that_is_not_known_has_nothing_to_choose_from() -> None:
+    unknown = ServiceRecord("shop/unknown")
+    assert load_balance.choose(unknown, CLIENT, 80, Random(1)) is None
+    assert load_balance.why_none(unknown, CLIENT, 80) == "is not known"

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ztunnel.mesh.builders import going, identity, mesh
+from tests.ztunnel.mesh.strategies import unhurried
 from ztunnel.mesh.authorize import ConnectionAttributes, authorize
 from ztunnel.mesh.decision import Hbone
 from ztunnel.mesh.local_file import LocalFileError, read_resources
@@ -237,6 +238,7 @@ MATCH = POLICY % "[[{%s}]]"
         ("workloads: ]", "mesh.yaml:1: "),
         ("a: \udc80", "mesh.yaml:1: not YAML: "),
         ("a: 1", "mesh.yaml:1: document: unknown key 'a'; known are policies, services, workloads"),
+        ("[1]: 2", "a key must be a text or a number"),
         ("[]", "document: a mapping is expected"),
         ("workloads: {}", "workloads: a list is expected"),
         ("workloads: [1]", "workloads[0]: a mapping is expected"),
@@ -318,6 +320,7 @@ def test_deep_nesting_is_an_error() -> None:
         read("[" * 100_000)
 
 
+@unhurried
 @given(
     st.text(max_size=100)
     | st.text("workloads: []{}!&*,-\n\"'Exact", max_size=100)

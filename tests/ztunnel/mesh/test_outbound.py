@@ -374,6 +374,40 @@ def test_weighted_waypoints_share_connections_by_weight() -> None:
     assert 320 < met["canary-1"] < 480
 
 
+def test_rounding_never_leads_past_the_weights() -> None:
+    class Edge(Random):
+        """As close to 1 as this can come, and beyond."""
+
+        def random(self) -> float:
+            return 1.0
+
+    weights = (WeightedWaypoint(by_name(WAYPOINT), 3), WeightedWaypoint(by_address("10.9.9.9"), 0))
+    web = replace(WEB, weighted_waypoints=weights)
+    state = mesh(CLIENT, web, WEB_1, WAYPOINT, WAYPOINT_1)
+    assert hbone(going(state, CLIENT, VIP, rng=Edge())).workload == WAYPOINT_1
+
+
+def test_a_waypoint_workload_that_is_unhealthy_or_failed_is_not_used() -> None:
+    alone = pod("alone", "10.0.0.8")
+    web = replace(WEB, waypoint=by_address("10.0.0.8"))
+    state = mesh(CLIENT, web, alone)
+    why = going(state, CLIENT, VIP, exclude={alone.uid})
+    assert "tried and failed" in refusal(why, RefusalCode.NO_WAYPOINT).reason
+    state.upsert_workload(replace(alone, status=WorkloadStatus.UNHEALTHY))
+    assert "unhealthy" in refusal(going(state, CLIENT, VIP), RefusalCode.NO_WAYPOINT).reason
+
+
+def test_a_waypoint_with_only_a_hostname_needs_dns() -> None:
+    named = pod("waypoint-1", hostname="waypoint.example", services=behind(WAYPOINT))
+    state = mesh(CLIENT, replace(WEB, waypoint=by_name(WAYPOINT)), WAYPOINT, named)
+    decision = going(state, CLIENT, VIP)
+    assert isinstance(decision, NeedsDns)
+    answer = {decision.hostname: ("192.0.2.9",)}
+    again = going(state, CLIENT, VIP, resolved=answer, prefer=decision.workload.uid)
+    assert hbone(again).next_hop == ("192.0.2.9", 15008)
+    assert hbone(again).via is Via.WAYPOINT
+
+
 def test_without_weights_the_single_waypoint_holds() -> None:
     web = replace(
         WEB,
@@ -468,6 +502,23 @@ def test_another_network_without_gateway_is_not_an_endpoint() -> None:
 def test_a_gateway_that_is_not_there_refuses() -> None:
     why = going(mesh(CLIENT, REMOTE_WEB, REMOTE), CLIENT, VIP)
     assert "east/172.18.0.1" in refusal(why, RefusalCode.NO_GATEWAY).reason
+
+
+def test_a_gateway_with_only_a_hostname_needs_dns() -> None:
+    named = replace(GATEWAY, addresses=(), hostname="gateway.example")
+    remote = replace(REMOTE, network_gateway=by_name(replace(WEB, hostname="gateway.example")))
+    named = replace(named, namespace="shop")
+    decision = going(mesh(CLIENT, REMOTE_WEB, remote, named), CLIENT, VIP)
+    assert isinstance(decision, NeedsDns)
+    assert decision.hostname == "gateway.example"
+
+
+def test_a_remote_waypoint_without_gateway_refuses() -> None:
+    waypoint = replace(WAYPOINT, subject_alt_names=(identity("waypoint-1"),))
+    alone = replace(REMOTE, uid="east/w", network_gateway=None, addresses=("10.0.0.9",))
+    web = replace(WEB, waypoint=by_address("10.0.0.9", "east"))
+    why = going(mesh(CLIENT, web, waypoint, alone), CLIENT, VIP)
+    assert "has no network gateway" in refusal(why, RefusalCode.NO_GATEWAY).reason
 
 
 def test_what_cannot_be_verified_beyond_the_gateway_is_refused() -> None:

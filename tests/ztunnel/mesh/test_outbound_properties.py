@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ztunnel.mesh.builders import mesh
-from tests.ztunnel.mesh.strategies import ips, ports, services, workloads
+from tests.ztunnel.mesh.strategies import ips, ports, services, unhurried, workloads
 from ztunnel.mesh.changes import Resource
 from ztunnel.mesh.decision import Direct, Hbone, NeedsDns, NeedsLookup, Passthrough, Refuse, Via
 from ztunnel.mesh.gateways import serves
@@ -19,6 +19,7 @@ from ztunnel.mesh.workload import TunnelProtocol, Workload, WorkloadStatus
 _NAMES = {f"{name}.example": ("192.0.2.1", "2001:db8::1") for name in "abc"}
 
 
+@unhurried
 @given(
     st.lists(services | workloads, max_size=8),
     workloads,
@@ -65,6 +66,7 @@ def test_decisions(
         assert isinstance(decision, Refuse)
 
 
+@unhurried
 @given(st.lists(services | workloads, min_size=2, max_size=8), workloads, ips, ports)
 def test_no_connection_leaves_a_service_that_requires_a_waypoint_without_it(
     resources: list[Resource], source: Workload, ip: str, port: int
@@ -81,6 +83,7 @@ def test_no_connection_leaves_a_service_that_requires_a_waypoint_without_it(
         assert any(serves(state, source, waypoint) for waypoint in service.waypoints())
 
 
+@unhurried
 @given(st.lists(services | workloads, max_size=8), workloads, ips, ports, st.integers(0, 3))
 def test_unhealthy_and_excluded_endpoints_are_not_chosen(
     resources: list[Resource], source: Workload, ip: str, port: int, seed: int

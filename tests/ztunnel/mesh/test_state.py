@@ -24,6 +24,7 @@ from ztunnel.mesh.authorize import ConnectionAttributes, authorize
 from ztunnel.mesh.changes import Batch, Changes, Resource
 from ztunnel.mesh.decision import Hbone, Passthrough
 from ztunnel.mesh.policy import Authorization, PolicyScope
+from ztunnel.mesh.policy_table import PolicyTable
 from ztunnel.mesh.service import Service, Visibility
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload, WorkloadStatus
@@ -230,7 +231,7 @@ def answers(state: MeshState) -> list[object]:
     return found
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(_steps, st.integers(1, 5))
 def test_any_history_gives_the_indexes_of_a_state_made_afresh(
     steps: list[Resource | str | tuple[str]], size: int
@@ -289,6 +290,14 @@ def test_policies_that_cannot_apply_cost_nothing() -> None:
     assert cost() < 5 * before  # ten thousand evaluations would be a thousand times as much
     assert len(state.effective_policies(WEB_1).allow) == 1
     assert state.effective_policies(WEB_1).deny == ()
+
+
+def test_what_is_remembered_of_policies_stays_bounded() -> None:
+    table = PolicyTable()
+    table.upsert(deny("d"))
+    for number in range(10_001):
+        assert table.effective(pod(f"p{number}")).deny
+    assert len(table._effective) == 1
 
 
 def test_only_the_services_own_endpoints_are_looked_at() -> None:
