@@ -11,7 +11,14 @@ from ztunnel.http2.events import (
     ResponseReceived,
     TrailersReceived,
 )
-from ztunnel.http2.headers import Header, Headers, check_response, check_trailers, malformed
+from ztunnel.http2.headers import (
+    Header,
+    Headers,
+    check_response,
+    check_trailers,
+    list_size,
+    malformed,
+)
 from ztunnel.http2.limits import MAX_STREAM_ID
 from ztunnel.http2.settings import LocalSettings
 from ztunnel.http2.stream import Stream
@@ -60,6 +67,12 @@ class ClientConnection(Connection):
         if not self.can_open():
             raise UsageError("the connection takes no new streams")
         fields: Headers = list(headers)
+        size = list_size(fields)
+        if size > self.peer.max_header_list_size:
+            raise UsageError(
+                f"a header list of {size} bytes is more than the "
+                f"{self.peer.max_header_list_size} the server takes"
+            )
         stream = Stream(self._next_stream, self.peer.initial_window, self.local.initial_window)
         self._write_headers(stream.id, fields, end_stream)
         self._next_stream += 2
@@ -75,7 +88,7 @@ class ClientConnection(Connection):
         """End our half of the stream with trailers.
 
         Raises:
-            UsageError: Our half is closed, or the list is too large for the peer.
+            UsageError: Our half is closed.
         """
         if not stream.can_send or self.terminated is not None:
             raise UsageError(f"stream {stream.id} does not take trailers")

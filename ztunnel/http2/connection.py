@@ -27,36 +27,13 @@ its bytes, so that a stream nobody reads never holds up the others; both in step
 from typing import Final
 
 from ztunnel.http2 import frames
-from ztunnel.http2.errors import (
-    ConnectionFault,
-    ErrorCode,
-    StreamFault,
-    UsageError,
-    error_code,
-)
-from ztunnel.http2.events import (
-    ConnectionTerminated,
-    GoAwayReceived,
-    PingAcknowledged,
-    ReceivedEvent,
-    SettingsAcknowledged,
-    SettingsReceived,
-    StreamReset,
-    StreamWritable,
-)
-from ztunnel.http2.flood import FloodGuard, flood
-from ztunnel.http2.header_decoder import HeaderDecoder
-from ztunnel.http2.headers import Headers, content_length, malformed
-from ztunnel.http2.limits import (
-    DEFAULT_WINDOW,
-    HEADER_BLOCK_MARGIN,
-    MAX_BUFFERED_FRAME,
-    MAX_CONTINUATIONS,
-    MAX_STREAM_ID,
-    MAX_WINDOW,
-)
-from ztunnel.http2.sending import ENDED, RESET_BY_PEER, RESET_BY_US, SendingHalf
-from ztunnel.http2.settings import LocalSettings, read_settings
+from ztunnel.http2.errors import ConnectionFault, ErrorCode, StreamFault, UsageError
+from ztunnel.http2.events import ConnectionTerminated, ReceivedEvent
+from ztunnel.http2.flood import flood
+from ztunnel.http2.header_blocks import HeaderBlocks
+from ztunnel.http2.headers import malformed
+from ztunnel.http2.limits import DEFAULT_WINDOW, MAX_BUFFERED_FRAME, MAX_STREAM_ID, MAX_WINDOW
+from ztunnel.http2.settings import LocalSettings
 from ztunnel.http2.stream import Stream
 
 _unpack = frames.FRAME_HEADER.unpack_from
@@ -64,7 +41,7 @@ _NO_STREAMS: Final[dict[int, Stream]] = {}
 _EMPTY: Final = memoryview(b"")
 
 
-class Connection(SendingHalf):
+class Connection(HeaderBlocks):
     """What client and server have in common; use one of those two.
 
     Attributes:
@@ -76,25 +53,11 @@ class Connection(SendingHalf):
         streams_refused: Streams that the peer opened beyond what we announced.
     """
 
-    is_client: bool = False
-
     def __init__(self, local: LocalSettings) -> None:
-        super().__init__()
-        self.local: LocalSettings = local
-        self.settings_received: bool = False
-        self.settings_acknowledged: bool = False
-        self.goaway_received: GoAwayReceived | None = None
-        self.last_peer_stream: int = 0
+        super().__init__(local)
         self.streams_refused: int = 0
         self._recv_window: int = local.connection_window
-        self._decoder: HeaderDecoder = HeaderDecoder(
-            local.header_table_size, local.max_header_list_size
-        )
-        self._max_block: int = local.max_header_list_size + HEADER_BLOCK_MARGIN
         self._max_word: int = local.max_frame_size << 8 | 0xFF
-        self._guard: FloodGuard = FloodGuard()
-        self._now: float = 0.0
-        self._credit_came: bool = False
         # What is unfinished between two calls: a frame header, a DATA frame, or another frame.
         self._preface: bytes = b""
         self._stash: bytes = b""
@@ -107,11 +70,6 @@ class Connection(SendingHalf):
         self._frame_kind: int = 0
         self._frame_flags: int = 0
         self._frame_stream: int = 0
-        # A header block that waits for CONTINUATION.
-        self._block: bytearray = bytearray()
-        self._block_stream: int = 0
-        self._block_ends: bool = False
-        self._block_frames: int = 0
 
     def _start(self) -> None:
         self.out += self.local.frame(self.is_client)
@@ -305,6 +263,28 @@ class Connection(SendingHalf):
         self._frame_stream = stream_id
         return end
 
+    def _frame_received(
+        self, kind: int, flags: int, stream_id: int, payload: bytes, events: list[ReceivedEvent]
+    ) -> None:
+        if kind == frames.WINDOW_UPDATE:
+            self._on_window_update(stream_id, payload, events)
+        elif kind == frames.HEADERS:
+            self._on_headers(flags, stream_id, payload, events)
+        elif kind == frames.CONTINUATION:
+            self._on_continuation(flags, stream_id, payload, events)
+        elif kind == frames.RST_STREAM:
+            self._on_reset(stream_id, payload, events)
+        elif kind == frames.PING:
+            self._on_ping(flags, stream_id, payload, events)
+        elif kind == frames.SETTINGS:
+            self._on_settings(flags, stream_id, payload, events)
+        elif kind == frames.GOAWAY:
+            self._on_goaway(stream_id, payload, events)
+        elif kind == frames.PRIORITY:
+            self._on_priority(stream_id, payload)
+        else:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, and push is off")
+
     # --- DATA ----------------------------------------------------------------------------------
 
     def _data_frame(
@@ -399,20 +379,6 @@ class Connection(SendingHalf):
         """Tell the owner of DATA that did not come the short way; subclasses may keep it."""
         events.append((stream, view, ends))
 
-    def _late(self, stream_id: int, what: str) -> None:
-        """Judge DATA or HEADERS for a stream that is not open (section 5.1)."""
-        if self._is_idle(stream_id):
-            raise ConnectionFault(
-                ErrorCode.PROTOCOL_ERROR, f"{what} on stream {stream_id}, which is not open"
-            )
-        how = self._closed.get(stream_id, RESET_BY_US)
-        if how == ENDED:
-            raise ConnectionFault(
-                ErrorCode.STREAM_CLOSED, f"{what} on stream {stream_id} after END_STREAM"
-            )
-        # After our reset, or so long ago that nobody remembers, it was under way. After the peer's
-        # own reset it is wrong, and harmless.
-
     def consumed(self, stream: Stream, count: int) -> None:
         """Give credit back for payload bytes of a stream that the owner is done with.
 
@@ -443,336 +409,7 @@ class Connection(SendingHalf):
         stream.recv_window += increment
         self._write_window_update(stream.id, increment)
 
-    def _wake(self, events: list[ReceivedEvent]) -> None:
-        if self.send_window <= 0 or not self._blocked:
-            return
-        ready = [stream for stream in self._blocked.values() if stream.send_window > 0]
-        for stream in ready:
-            del self._blocked[stream.id]
-            events.append(StreamWritable(stream))
-
-    # --- Other frames --------------------------------------------------------------------------
-
-    def _frame_received(
-        self, kind: int, flags: int, stream_id: int, payload: bytes, events: list[ReceivedEvent]
-    ) -> None:
-        if kind == frames.WINDOW_UPDATE:
-            self._on_window_update(stream_id, payload, events)
-        elif kind == frames.HEADERS:
-            self._on_headers(flags, stream_id, payload, events)
-        elif kind == frames.CONTINUATION:
-            self._on_continuation(flags, stream_id, payload, events)
-        elif kind == frames.RST_STREAM:
-            self._on_reset(stream_id, payload, events)
-        elif kind == frames.PING:
-            self._on_ping(flags, stream_id, payload, events)
-        elif kind == frames.SETTINGS:
-            self._on_settings(flags, stream_id, payload, events)
-        elif kind == frames.GOAWAY:
-            self._on_goaway(stream_id, payload, events)
-        elif kind == frames.PRIORITY:
-            self._on_priority(stream_id, payload)
-        else:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, and push is off")
-
-    def _on_window_update(
-        self, stream_id: int, payload: bytes, events: list[ReceivedEvent]
-    ) -> None:
-        increment = _read_uint32(payload, "WINDOW_UPDATE") & MAX_WINDOW
-        self._guard.window_update(self._streams_ever(), self.data_frames_sent)
-        if not stream_id:
-            if not increment:
-                raise ConnectionFault(
-                    ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0 for the connection"
-                )
-            self.send_window += increment
-            if self.send_window > MAX_WINDOW:
-                raise ConnectionFault(
-                    ErrorCode.FLOW_CONTROL_ERROR, "WINDOW_UPDATE: the connection's is too large"
-                )
-            self._credit_came = True
-            return
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            self._gone(stream_id, "WINDOW_UPDATE")
-            return
-        if not increment:
-            fault = StreamFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
-            self._stream_fault(stream, fault, events)
-            return
-        stream.send_window += increment
-        if stream.send_window > MAX_WINDOW:
-            fault = StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "WINDOW_UPDATE: window too large")
-            self._stream_fault(stream, fault, events)
-            return
-        self._credit_came = True
-
-    def _on_reset(self, stream_id: int, payload: bytes, events: list[ReceivedEvent]) -> None:
-        code = error_code(_read_uint32(payload, "RST_STREAM"))
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            self._gone(stream_id, "RST_STREAM")
-            return
-        # A client's streams are its own: a server cannot make it open more of them.
-        if not self.is_client and not self._guard.resets.take(self._now):
-            raise flood("RST_STREAM frames")
-        clean = stream.remote_closed and code == ErrorCode.NO_ERROR
-        stream.reset_code = code
-        self._close_both(stream, RESET_BY_PEER)
-        reason = f"the peer reset the stream: {code.name}"
-        self._stream_reset(StreamReset(stream, code, True, clean, reason), events)
-
-    def _stream_reset(self, event: StreamReset, events: list[ReceivedEvent]) -> None:
-        """Tell the owner of a reset; subclasses may say it in their own words."""
-        events.append(event)
-
-    def _gone(self, stream_id: int, what: str) -> None:
-        """Judge a frame other than DATA or HEADERS for a stream that is not open."""
-        if not stream_id or self._is_idle(stream_id):
-            raise ConnectionFault(
-                ErrorCode.PROTOCOL_ERROR, f"{what} on stream {stream_id}, which was never open"
-            )
-        if not self._guard.useless.take(self._now):
-            raise flood(f"{what} frames for streams that are gone")
-
-    def _on_ping(
-        self, flags: int, stream_id: int, payload: bytes, events: list[ReceivedEvent]
-    ) -> None:
-        _need_connection(stream_id, "PING")
-        if len(payload) != 8:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"PING of {len(payload)} bytes")
-        if not flags & frames.ACK:
-            if not self._guard.pings.take(self._now):
-                raise flood("PING frames")
-            self._answer()
-            self.out += frames.frame(frames.PING, frames.ACK, 0, payload)
-        elif payload in self._pings:
-            self._pings.remove(payload)
-            events.append(PingAcknowledged(payload))
-
-    def _on_settings(
-        self, flags: int, stream_id: int, payload: bytes, events: list[ReceivedEvent]
-    ) -> None:
-        _need_connection(stream_id, "SETTINGS")
-        if flags & frames.ACK:
-            if payload:
-                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
-            if not self.settings_acknowledged:
-                self.settings_acknowledged = True
-                self._decoder.settings_acknowledged()
-                events.append(SettingsAcknowledged())
-            return
-        if not self._guard.settings.take(self._now):
-            raise flood("SETTINGS frames")
-        peer = self.peer
-        before = peer.initial_window
-        for key, value in read_settings(payload):
-            peer.apply(key, value, self.is_client)
-        if peer.initial_window != before:
-            self._shift_windows(peer.initial_window - before)
-        self._encoder.set_table_size(peer.header_table_size)
-        self.max_send_frame = peer.max_frame_size
-        self._answer()
-        self.out += frames.frame(frames.SETTINGS, frames.ACK, 0, b"")
-        first = not self.settings_received
-        self.settings_received = True
-        events.append(SettingsReceived(first))
-
-    def _shift_windows(self, change: int) -> None:
-        """SETTINGS_INITIAL_WINDOW_SIZE counts for open streams too (section 6.9.2)."""
-        for stream in self.streams.values():
-            stream.send_window += change
-            if stream.send_window > MAX_WINDOW:
-                raise ConnectionFault(
-                    ErrorCode.FLOW_CONTROL_ERROR,
-                    f"SETTINGS: the window of stream {stream.id} is too large",
-                )
-        self._credit_came = True
-
-    def _on_goaway(self, stream_id: int, payload: bytes, events: list[ReceivedEvent]) -> None:
-        _need_connection(stream_id, "GOAWAY")
-        if len(payload) < 8:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"GOAWAY of {len(payload)} bytes")
-        if not self._guard.settings.take(self._now):
-            raise flood("GOAWAY frames")
-        last, code = frames.TWO_UINT32.unpack_from(payload)
-        last &= MAX_STREAM_ID
-        unprocessed: tuple[Stream, ...] = ()
-        if self.is_client:
-            unprocessed = tuple(s for s in self.streams.values() if s.id > last)
-        for stream in unprocessed:
-            stream.reset_code = ErrorCode.REFUSED_STREAM
-            self._close_both(stream, RESET_BY_PEER)
-        self.goaway_received = GoAwayReceived(last, error_code(code), payload[8:], unprocessed)
-        events.append(self.goaway_received)
-
-    def _on_priority(self, stream_id: int, payload: bytes) -> None:
-        if not stream_id:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
-        if len(payload) != 5:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY of {len(payload)} bytes")
-        self._guard.priority(self._streams_ever())
-
-    # --- Header blocks -------------------------------------------------------------------------
-
-    def _on_headers(
-        self, flags: int, stream_id: int, payload: bytes, events: list[ReceivedEvent]
-    ) -> None:
-        if not stream_id:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
-        start = 0
-        stop = len(payload)
-        if flags & frames.PADDED:
-            start = 1
-            stop -= payload[0] if payload else 1
-        if flags & frames.PRIORITY_FLAG:
-            start += 5
-        if start > stop:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS with more padding than block")
-        ends = flags & frames.END_STREAM != 0
-        block = payload[start:stop]
-        if flags & frames.END_HEADERS:
-            self._block_received(stream_id, ends, block, events)
-            return
-        self._block_stream = stream_id
-        self._block_ends = ends
-        self._block_frames = 0
-        self._block = bytearray()
-        self._add_to_block(block)
-
-    def _on_continuation(
-        self, flags: int, stream_id: int, payload: bytes, events: list[ReceivedEvent]
-    ) -> None:
-        if not self._block_stream:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
-        self._block_frames += 1
-        if self._block_frames > MAX_CONTINUATIONS:
-            raise flood("CONTINUATION frames")
-        self._add_to_block(payload)
-        if flags & frames.END_HEADERS:
-            block = bytes(self._block)
-            self._block = bytearray()
-            self._block_stream = 0
-            self._block_received(stream_id, self._block_ends, block, events)
-
-    def _add_to_block(self, piece: bytes) -> None:
-        if not piece and not self._guard.empty.take(self._now):
-            raise flood("empty HEADERS or CONTINUATION frames")
-        self._block += piece
-        self._check_block(len(self._block))
-
-    def _check_block(self, size: int) -> None:
-        if size > self._max_block:
-            raise ConnectionFault(
-                ErrorCode.ENHANCE_YOUR_CALM, f"header block of more than {self._max_block} bytes"
-            )
-
-    def _block_received(
-        self, stream_id: int, ends: bool, block: bytes, events: list[ReceivedEvent]
-    ) -> None:
-        self._check_block(len(block))
-        # Every block is decoded, whatever becomes of its stream: the state is the connection's.
-        fault: StreamFault | None = None
-        headers: Headers = []
-        try:
-            headers = self._decoder.decode(block)
-        except StreamFault as error:
-            fault = error
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            self._new_stream(stream_id, headers, ends, fault, events)
-            return
-        try:
-            if fault is not None:
-                raise fault
-            if stream.remote_closed:
-                raise StreamFault(ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
-            self._more_headers(stream, headers, ends, events)
-        except StreamFault as error:
-            self._stream_fault(stream, error, events)
-
-    def _new_stream(
-        self,
-        stream_id: int,
-        headers: Headers,
-        ends: bool,
-        fault: StreamFault | None,
-        events: list[ReceivedEvent],
-    ) -> None:
-        """HEADERS for a stream that is not open."""
-        self._late(stream_id, "HEADERS")
-        if not self._guard.useless.take(self._now):
-            raise flood("HEADERS frames for streams that are gone")
-
-    def _more_headers(
-        self, stream: Stream, headers: Headers, ends: bool, events: list[ReceivedEvent]
-    ) -> None:
-        """HEADERS for an open stream: a response or trailers."""
-        raise NotImplementedError
-
-    def _expect_content(self, stream: Stream, headers: Headers, ends: bool) -> None:
-        """The peer's DATA may follow; count it when its length was announced (section 8.1.1)."""
-        if not stream.is_connect:
-            length = content_length(headers)
-            if ends:
-                if length > 0 and not stream.is_head:
-                    raise malformed("not the announced content-length")
-            elif not stream.is_head:
-                stream.content_left = length
-        stream.flowing = stream.content_left < 0 and not ends
-
-    # --- The ends of streams -------------------------------------------------------------------
-
-    def _close_remote(self, stream: Stream) -> None:
-        stream.remote_closed = True
-        stream.flowing = False
-        if stream.local_closed:
-            self._close_both(stream, ENDED)
-
-    def _stream_fault(
-        self, stream: Stream, fault: StreamFault, events: list[ReceivedEvent]
-    ) -> None:
-        """Reset a stream that the peer broke."""
-        if not self._guard.faults.take(self._now):
-            raise flood(f"broken streams, the last one: {fault.reason}")
-        self._answer()
-        self.reset(stream, fault.code, self._now)
-        self._stream_reset(StreamReset(stream, fault.code, False, False, fault.reason), events)
-
-    def terminate(self, code: ErrorCode, reason: str) -> None:
-        """End the connection at once: GOAWAY in ``out``, nothing may follow.
-
-        The streams stay in ``streams`` for the owner to end. For an orderly end see ``shutdown``.
-
-        Args:
-            code: What the peer is told.
-            reason: The same in words; the peer gets it as debug data.
-        """
-        if self.terminated is None:
-            self._write_goaway(self.last_peer_stream, code, reason)
-            self.terminated = ConnectionTerminated(code, reason)
-            self.send_window = 0
-
-    def _is_idle(self, stream_id: int) -> bool:
-        """Neither end has opened the stream yet (section 5.1.1)."""
-        raise NotImplementedError
-
-    def _streams_ever(self) -> int:
-        raise NotImplementedError
-
 
 def _needs_pad_length(word: int, flags: int) -> bool:
     """DATA whose first payload byte is needed before it can be handled."""
     return word > 0xFF and not word & 0xFF and flags & frames.PADDED != 0
-
-
-def _read_uint32(payload: bytes, what: str) -> int:
-    if len(payload) != 4:
-        raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"{what} of {len(payload)} bytes")
-    number: int = frames.UINT32.unpack(payload)[0]
-    return number
-
-
-def _need_connection(stream_id: int, what: str) -> None:
-    if stream_id:
-        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on stream {stream_id}")

@@ -8,7 +8,7 @@ from ztunnel.http2.errors import ErrorCode, UsageError
 from ztunnel.http2.events import ConnectionTerminated
 from ztunnel.http2.flood import ResetAllowance, flood
 from ztunnel.http2.header_encoder import HeaderEncoder
-from ztunnel.http2.headers import Header, Headers, list_size
+from ztunnel.http2.headers import Header
 from ztunnel.http2.limits import DEFAULT_MAX_FRAME_SIZE, DEFAULT_WINDOW
 from ztunnel.http2.settings import PeerSettings
 from ztunnel.http2.stream import Stream
@@ -181,14 +181,7 @@ class SendingHalf:
     # --- Headers -------------------------------------------------------------------------------
 
     def _write_headers(self, stream_id: int, headers: Iterable[Header], end_stream: bool) -> None:
-        fields: Headers = list(headers)
-        size = list_size(fields)
-        if size > self.peer.max_header_list_size:
-            raise UsageError(
-                f"a header list of {size} bytes is more than the "
-                f"{self.peer.max_header_list_size} the peer takes"
-            )
-        block = self._encoder.encode(fields)
+        block = self._encoder.encode(headers)
         flags = frames.END_STREAM if end_stream else 0
         most = self.max_send_frame
         out = self.out

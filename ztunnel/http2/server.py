@@ -35,8 +35,7 @@ class ServerConnection(Connection):
             end_stream: Ends our half; trailers always do.
 
         Raises:
-            UsageError: Our half is closed, or the list is too large for the peer, or it is not
-                what can follow now.
+            UsageError: Our half is closed, or it is not what can follow now.
         """
         fields: Headers = list(headers)
         if stream.local_closed or self.terminated is not None:

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.ztunnel.http2.exchange import CONNECT, GET, OK, block, feed, fresh_client, fresh_server
+from ztunnel.hbone import ConnectRequested, TunnelClient, TunnelServer
 from ztunnel.http2 import ClientConnection, Connection, ConnectionTerminated, ServerConnection
 from ztunnel.http2.events import ReceivedEvent, RequestReceived
 from ztunnel.http2.frames import FRAME_HEADER, PREFACE, frame
@@ -22,6 +23,8 @@ payloads = st.binary(max_size=40) | st.sampled_from(
         b"\x00\x04\x7f\xff\xff\xff",
         b"\x00\x05\x00\x10\x00\x00",
         b"\x00\x01\x00\x00\x00\x00",
+        b"\x00\x06\x00\x00\x00\x01",
+        b"\x00\x03\x00\x00\x00\x00",
         block(CONNECT),
         block(GET),
         block(OK),
@@ -134,7 +137,7 @@ def test_random_bytes(data: bytes, cuts: list[int]) -> None:
     only_one_end(server, in_pieces(server, PREFACE + data, cuts))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(streams_of_bytes, st.lists(st.integers(1, 50), min_size=1, max_size=10))
 def test_random_frames_to_a_server_in_any_pieces(data: bytes, cuts: list[int]) -> None:
     whole = prepared_server()
@@ -149,7 +152,34 @@ def test_random_frames_to_a_server_in_any_pieces(data: bytes, cuts: list[int]) -
     assert summary(cut) == summary(events)
 
 
-@settings(max_examples=300)
+def prepared_tunnels() -> list[Connection]:
+    """A server with an accepted, a refused and a waiting tunnel, and a client with the same."""
+    server = TunnelServer()
+    feed(server, PREFACE + frame(0x4, 0, 0, b""))
+    for stream in (1, 3, 5):
+        (request,) = feed(server, frame(0x1, 0x4, stream, block(CONNECT)))
+        assert isinstance(request, ConnectRequested)
+        if stream == 1:
+            server.accept(request.stream)
+        elif stream == 3:
+            server.refuse(request.stream, 503, "no")
+    client = TunnelClient()
+    feed(client, frame(0x4, 0, 0, b""))
+    for _ in range(3):
+        client.connect("10.0.0.1:80")
+    feed(client, frame(0x1, 0x4, 1, block(OK)))
+    feed(client, frame(0x1, 0x4, 3, block([(b":status", b"503")])))
+    return [server, client]
+
+
+@settings(max_examples=300, deadline=None)
+@given(streams_of_bytes, st.lists(st.integers(1, 50), min_size=1, max_size=10))
+def test_random_frames_to_tunnels_in_any_pieces(data: bytes, cuts: list[int]) -> None:
+    for tunnels in prepared_tunnels():
+        only_one_end(tunnels, in_pieces(tunnels, data, cuts))
+
+
+@settings(max_examples=300, deadline=None)
 @given(streams_of_bytes, st.lists(st.integers(1, 50), min_size=1, max_size=10))
 def test_random_frames_to_a_client_in_any_pieces(data: bytes, cuts: list[int]) -> None:
     whole = prepared_client()
