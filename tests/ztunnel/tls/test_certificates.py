@@ -331,6 +331,7 @@ async def test_who_waits_for_a_forgotten_one_is_told(
     with pytest.raises(CertificateUnavailable, match="no workload of this node uses it"):
         await manager.fetch(ALICE)
     assert trio.current_time() == 60.0
+    await wait_all_tasks_blocked()
     assert ca.active == 0
 
 

@@ -1,5 +1,6 @@
 """Handshakes that succeed, and what they know afterwards."""
 
+import dataclasses
 import os
 import random
 import ssl
@@ -9,7 +10,7 @@ import sys
 import pytest
 from cryptography import x509
 
-from tests.support.pki import Authority
+from tests.support.pki import Authority, make_root
 from tests.support.tls import (
     PlainPeer,
     accept_anybody,
@@ -174,6 +175,16 @@ def test_tickets_of_an_ordinary_server_are_counted_and_ignored(
     assert open_all(result.session, peer.write(b"hello"))[1] == b"hello"
 
 
+def test_hello_retry_request(alice: WorkloadCertificate, bob: WorkloadCertificate) -> None:
+    context = plain_context(bob, server_side=True)
+    # OpenSSL guesses X25519 in its first ClientHello.
+    context.set_ecdh_curve("secp384r1")
+    peer = PlainPeer(context, server_side=True)
+    result = shake_with_plain(client(alice), peer)
+    assert result.session.implementation == "own"
+    assert open_all(result.session, peer.write(b"hello"))[1] == b"hello"
+
+
 def test_our_server_gives_no_tickets(alice: WorkloadCertificate, bob: WorkloadCertificate) -> None:
     near, far = shake(client(alice), server(bob))
     assert far.session.ktls_parameters(sending=True).sequence == 0
@@ -230,8 +241,6 @@ def test_contexts_are_made_once_per_certificate(
 def test_roots_of_both_generations_are_accepted_while_they_rotate(
     authority: Authority, bob: WorkloadCertificate
 ) -> None:
-    from tests.support.pki import make_root
-
     new = make_root("new root")
     alice_new = new.workload(Identity("cluster.local", "shop", "alice"))
     both = alice_new.roots_pem + bob.roots_pem
@@ -244,8 +253,6 @@ def test_roots_of_both_generations_are_accepted_while_they_rotate(
 
 
 def with_roots(certificate: WorkloadCertificate, roots: bytes) -> WorkloadCertificate:
-    import dataclasses
-
     return dataclasses.replace(certificate, roots_pem=roots)
 
 

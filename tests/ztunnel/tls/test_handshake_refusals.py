@@ -1,6 +1,8 @@
 """Each way to be refused: the right alert goes over the wire and the log gets the right words."""
 
+import dataclasses
 import ssl
+import time
 from collections.abc import Callable
 
 import pytest
@@ -103,9 +105,6 @@ def test_invalid_chains(
     alert: Alert,
     words: str,
 ) -> None:
-    import dataclasses
-    import time
-
     if kind == "foreign":
         bad = make_root("another").intermediate("between").workload(EVE)
         bad = dataclasses.replace(bad, roots_pem=alice.roots_pem)
