@@ -30,6 +30,7 @@ from ztunnel.telemetry.log_filter import LogFilter
 from ztunnel.telemetry.routes import Route, json_response, router
 
 _MOST_CONNECTIONS: Final = 100_000
+_LARGE_MESH: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +132,10 @@ class _Admin:
             "certificates": sources.certificates(),
             "workloadState": _pod_states(sources.pods(), connections),
         }
+        # Indenting is done in Python, compact text in C: four seconds or none for a large mesh.
+        indent = 2 if len(workloads) + len(services) < _LARGE_MESH else None
         return await trio.to_thread.run_sync(
-            lambda: json_response(config_dump.mesh(workloads, services, policies) | rest)
+            lambda: json_response(config_dump.mesh(workloads, services, policies) | rest, indent)
         )
 
     async def connections(self, request: Request) -> Response:

@@ -7,11 +7,24 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ztunnel.telemetry import http_server
 from ztunnel.telemetry.http_message import Request, Response
 from ztunnel.telemetry.http_server import HttpServer, open_listeners
 from ztunnel.telemetry.readiness import Readiness
+
+REQUEST_PARTS = st.sampled_from(
+    [
+        b"GET / HTTP/1.1\r\n",
+        b"Host: x\r\n",
+        b"\r\n",
+        b"\r\n\r\n",
+        b"Content-Length: 3\r\n",
+        b"HEAD / HTTP/1.0\r\n\r\n",
+    ]
+)
 
 
 async def echo(request: Request) -> Response:
@@ -67,6 +80,22 @@ async def test_a_client_may_close_its_sending_side_first() -> None:
         await stream.send_all(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
         await stream.send_eof()
         assert (await read_all(stream)).endswith(b"GET /a\n")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.binary(min_size=1, max_size=60) | REQUEST_PARTS, max_size=6))
+async def test_whatever_is_sent_the_server_goes_on(chunks: list[bytes]) -> None:
+    async with serving() as server:
+        async with await connect(server) as stream:
+            try:
+                for chunk in chunks:
+                    await stream.send_all(chunk)
+                await stream.send_eof()
+                await read_all(stream)
+            except trio.BrokenResourceError:
+                # Refused and closed before we had said everything.
+                assert chunks
+        assert (await ask(server, b"GET / HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_errors_are_answers_and_the_server_goes_on(

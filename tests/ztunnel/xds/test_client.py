@@ -95,7 +95,7 @@ class Setup:
 
 async def until(condition: Callable[[], bool]) -> None:
     """For what happens in another thread and can be awaited in no other way."""
-    while not condition():  # noqa: ASYNC110
+    while not condition():
         await trio.sleep(0.005)
 
 
