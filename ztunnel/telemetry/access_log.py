@@ -24,10 +24,11 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from ztunnel.telemetry.escape import endpoint, quoted
+from ztunnel.mesh.address import SocketAddress, format_address
+from ztunnel.telemetry.escape import quoted
 from ztunnel.telemetry.labels import NO_FLAGS, Ends
 from ztunnel.telemetry.log_filter import LogFilter
-from ztunnel.telemetry.record import ConnectionRecord, SocketAddress
+from ztunnel.telemetry.record import ConnectionRecord
 from ztunnel.telemetry.timestamp import Clock
 
 SCOPE: Final = "access"
@@ -50,7 +51,7 @@ class Style:
         return f"{self.before}{key}{self.between}{quoted(value)}" if value else ""
 
     def address(self, key: str, address: SocketAddress) -> str:
-        return f"{self.before}{key}{self.between}{self.mark}{endpoint(address)}{self.mark}"
+        return f"{self.before}{key}{self.between}{self.mark}{format_address(address)}{self.mark}"
 
     def line(self, time: str, level: str, message: str, fields: str) -> bytes:
         if self.json:

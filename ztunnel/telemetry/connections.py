@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ztunnel.telemetry.escape import endpoint
+from ztunnel.mesh.address import format_address
 from ztunnel.telemetry.record import ConnectionRecord
 
 Connection = dict[str, Any]
@@ -22,9 +22,9 @@ def describe(record: ConnectionRecord, worker: str, now: float) -> Connection:
         "pod": record.pod,
         "workload": f"{ends.local.namespace}/{ends.local.name}",
         "direction": "inbound" if ends.inbound else "outbound",
-        "src": endpoint(record.source_address),
-        "originalDst": endpoint(record.original_destination),
-        "actualDst": endpoint(record.destination_address),
+        "src": format_address(record.source_address),
+        "originalDst": format_address(record.original_destination),
+        "actualDst": format_address(record.destination_address),
         "protocol": "HBONE" if record.hbone_address else "TCP",
         "authority": record.hbone_address,
         "service": ends.service.hostname if ends.service is not None else "",

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from ztunnel.mesh.address import SocketAddress
 from ztunnel.telemetry.labels import NO_FLAGS, Ends, LabelTable
-
-SocketAddress = tuple[str, int]
 
 # Values of ``closed_by``: who ended the connection first.
 CLIENT: Final = "client"
