@@ -9,7 +9,17 @@ from ztunnel.hbone.forwarded import format_forwarded
 from ztunnel.hbone.traceparent import new_traceparent
 from ztunnel.http2.stream import Stream
 from ztunnel.linux.sockets import SocketAddress, original_destination, start_connect
-from ztunnel.mesh.decision import Direct, Hbone, NeedsDns, NeedsLookup, Passthrough, Refuse, Via
+from ztunnel.mesh.decision import (
+    Decision,
+    Direct,
+    Hbone,
+    NeedsDns,
+    NeedsLookup,
+    Passthrough,
+    RefusalCode,
+    Refuse,
+    Via,
+)
 from ztunnel.mesh.outbound import decide
 from ztunnel.mesh.service import Service
 from ztunnel.mesh.workload import Workload
@@ -86,18 +96,46 @@ class Outbound(Connection):
         self.context.engine.close_later(self._sock)
 
     def _route(self) -> None:
+        decision = self._decide("")
+        if isinstance(decision, NeedsDns | NeedsLookup):
+            self.context.spawn(self._ask, decision)
+        else:
+            self._follow(decision)
+
+    def _decide(self, prefer: str) -> Decision:
         context = self.context
         workload = self._workload
         assert workload is not None
-        decision = decide(
+        return decide(
             context.state,
             workload,
             self.destination,
             rng=context.rng,
             resolved=self._names,
             exclude=self._tried,
+            prefer=prefer,
             illegal_ports=context.illegal_ports,
         )
+
+    async def _ask(self, decision: Decision) -> None:
+        """Gets what the decision needs, decides again, and follows what comes of it."""
+        prefer = ""
+        for _ in range(_QUESTIONS):
+            if isinstance(decision, NeedsDns):
+                prefer = decision.workload.uid
+                addresses = await self.context.resolve(decision.hostname)
+                self._names = {**self._names, decision.hostname: addresses}
+            elif isinstance(decision, NeedsLookup):
+                await self.context.look_up(decision.key)
+            else:
+                break
+            decision = self._decide(prefer)
+        self._follow(decision)
+
+    def _follow(self, decision: Decision) -> None:
+        context = self.context
+        workload = self._workload
+        assert workload is not None
         if isinstance(decision, Hbone):
             self._decision = decision
             self._key = PeerKey(decision.next_hop, decision.expected_identities)
@@ -110,44 +148,13 @@ class Outbound(Connection):
         elif isinstance(decision, Passthrough | Direct):
             self._connect(decision)
         elif isinstance(decision, Refuse):
+            flags = DENY if decision.code is RefusalCode.SELF_CALL else CONNECT
             self._open(decision.workload, decision.service, self.destination, "", decision.reason)
-            self._give_up(DENY if decision.code.value == "self-call" else CONNECT, decision.reason)
+            self._give_up(flags, decision.reason)
         else:
-            context.spawn(self._ask, decision)
-
-    async def _ask(self, decision: NeedsDns | NeedsLookup) -> None:
-        """Gets what the decision needs, and decides again."""
-        questions = 0
-        context = self.context
-        workload = self._workload
-        assert workload is not None
-        prefer = ""
-        while True:
-            questions += 1
-            if questions > _QUESTIONS:
-                self._open(None, decision.service, self.destination, "", decision.reason)
-                self._give_up(CONNECT, f"no end of names to look up: {decision.reason}")
-                return
-            if isinstance(decision, NeedsDns):
-                prefer = decision.workload.uid
-                addresses = await context.resolve(decision.hostname)
-                self._names = {**self._names, decision.hostname: addresses}
-            else:
-                await context.look_up(decision.key)
-            again = decide(
-                context.state,
-                workload,
-                self.destination,
-                rng=context.rng,
-                resolved=self._names,
-                exclude=self._tried,
-                prefer=prefer,
-                illegal_ports=context.illegal_ports,
-            )
-            if not isinstance(again, NeedsDns | NeedsLookup):
-                self._route()
-                return
-            decision = again
+            reason = f"names that must be looked up follow one another: {decision.reason}"
+            self._open(None, decision.service, self.destination, "", decision.reason)
+            self._give_up(CONNECT, reason)
 
     # ---- plain
 
