@@ -1,7 +1,8 @@
 """Records by OpenSSL: the slower way, for a suite we do not know or by the operator's wish."""
 
 import ssl
-from typing import cast
+from collections.abc import Callable
+from typing import Any
 
 from ztunnel.tls.errors import Alert, TlsError, from_ssl
 from ztunnel.tls.session import (
@@ -31,6 +32,8 @@ class OpenSslRecords(Session):
         cipher = tls.cipher()
         super().__init__(cipher[0] if cipher is not None else "unknown", "openssl")
         self._tls = tls
+        # With a buffer, `read` returns a number; the type stubs know only the form without.
+        self._read_into: Callable[[int, memoryview], Any] = tls.read
         self._incoming = incoming
         self._outgoing = outgoing
         self._write_closed = False
@@ -71,7 +74,7 @@ class OpenSslRecords(Session):
         try:
             while True:
                 # `read` stops at the end of a record, so that this counts records.
-                n = cast(int, cast(object, self._tls.read(STRIDE, plain[produced:])))
+                n = self._read_into(STRIDE, plain[produced:])
                 if n == 0:
                     # SSLObject reports the peer's close_notify like an end of file.
                     self.closed = True

@@ -108,10 +108,9 @@ class OwnRecords(Session):
     def _seal(self, src: memoryview, start: int, n: int, out: memoryview, at: int, gap: int) -> int:
         if self._write_closed:
             raise RuntimeError("nothing may be sent after close_notify or a fatal alert")
+        last = start + n
         if n > MAX_PLAINTEXT:
-            last = start + n + gap * ((n - 1) // MAX_PLAINTEXT)
-        else:
-            last = start + n
+            last += gap * ((n - 1) // MAX_PLAINTEXT)
         if last >= len(src) or len(out) - at < sealed_size(n):
             raise ValueError(
                 f"{n} bytes need a spare byte at {last} of {len(src)}, "

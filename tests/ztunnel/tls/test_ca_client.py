@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -183,7 +184,7 @@ async def test_roots_of_the_system(
     bundle = tmp_path / "system.pem"
     bundle.write_bytes(server.root_pem)
     for file in (str(bundle), None):
-        paths = ssl.DefaultVerifyPaths(file, None, "", "", "", "")
+        paths = SimpleNamespace(cafile=file)
         monkeypatch.setattr(ssl, "get_default_verify_paths", lambda found=paths: found)
         client = CaClient(server.address, root=None, token="t", cluster_id="x")
         clients.append(client)

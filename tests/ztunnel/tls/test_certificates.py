@@ -133,12 +133,14 @@ async def test_waiting_connections_go_before_warmup(
 ) -> None:
     ca.delay = 1.0
     manager = await start(in_flight=1)
-    for i in range(5):
-        manager.prefetch(Identity("cluster.local", "shop", f"account-{i}"))
-    last = Identity("cluster.local", "shop", "account-4")
+    manager.prefetch(ALICE)
     await trio.sleep(0.5)
+    queued = [Identity("cluster.local", "shop", f"account-{i}") for i in range(4)]
+    for identity in queued:
+        manager.prefetch(identity)
+    await trio.sleep(0.1)
     # One is under way; what a connection waits for is next, also if it was queued before.
-    await manager.fetch(last)
+    await manager.fetch(queued[-1])
     assert trio.current_time() == 2.0
     # Then a warmup has the slot, until 3.0, and the newcomer overtakes the other three.
     await manager.fetch(BOB)
