@@ -55,7 +55,6 @@ class MeshPrograms:
         for node in nodes:
             self._run.folder("nodes", node)
         self._run.folder("captured")
-        self._run.folder("control-plane").chmod(0o700)
         self._start(self._control_plane())
         # A token and the roots are there when the control plane is: what needs them comes after.
         self._processes.await_ready([CONTROL_PLANE], START_LIMIT)

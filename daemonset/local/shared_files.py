@@ -16,7 +16,7 @@ def captured_file(run: Path, node: str) -> Path:
 
 def root_file(run: Path) -> Path:
     """The roots that all parts of the mesh trust, as PEM."""
-    return run / "control-plane" / "root-cert.pem"
+    return run / "root-cert.pem"
 
 
 def token_file(run: Path, node: str) -> Path:

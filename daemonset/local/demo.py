@@ -1,0 +1,297 @@
+"""``ambient demo``: a tour in which everything that is shown has just been measured."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from daemonset.local import demo_texts as texts
+from daemonset.local.access_lines import AccessLine
+from daemonset.local.capture import HBONE_PORT
+from daemonset.local.demo_tools import DemoError, Held, Tools
+from daemonset.local.mesh import TURN, Mesh, Settings
+from daemonset.local.mesh_programs import METRICS_PORT
+from daemonset.local.metrics_lines import Sample, parse_samples
+from daemonset.local.run_directory import RunDirectory
+from daemonset.local.terminal import Terminal
+
+NAME = "demo"
+EXAMPLE = Path(__file__).parent / "examples" / "shop"
+
+_MARKER = "4111-1111-1111-1111"
+_HEADER = f"x-card: {_MARKER}"
+_LABEL = "istio.io/dataplane-mode"
+_POLICY = "orders-only-for-web"
+
+_PODS = (
+    "shop/web",
+    "shop/catalog-1",
+    "shop/catalog-2",
+    "shop/orders",
+    "street/visitor",
+    "street/busker",
+)
+
+
+def run_demo(terminal: Terminal, *, keep: bool) -> int:
+    """Show it; the exit status: 1 when something was not as it should be.
+
+    Raises:
+        NamespaceError, ProcessError, RunDirectoryError: the mesh could not be built.
+    """
+    started = time.monotonic()
+    run = RunDirectory.create(NAME)
+    try:
+        folder = run.path / "yaml"
+        shutil.copytree(EXAMPLE / "mesh", folder)
+        mesh = Mesh(Settings(name=NAME, folder=folder), run, terminal.note)
+    except BaseException:
+        run.remove()
+        raise
+    with mesh:
+        demo = Demo(mesh, terminal)
+        try:
+            demo.show()
+        except DemoError as error:
+            terminal.say()
+            terminal.bad(f"{error}")
+            return 1
+        terminal.title(f"That was all, in {time.monotonic() - started:.0f} seconds.")
+        if keep:
+            _stay(mesh, terminal)
+        else:
+            terminal.say(texts.GOODBYE)
+    return 0
+
+
+def _stay(mesh: Mesh, terminal: Terminal) -> None:
+    """Until Ctrl-C."""
+    terminal.say("It stays up. In another terminal you can now, for example:")
+    for command, meaning in texts.things_to_try(mesh.settings.folder, EXAMPLE / "policies"):
+        terminal.command(command)
+        terminal.quote([terminal.style(meaning, "dim")])
+    terminal.say("Ctrl-C here ends it and removes everything.")
+    while True:
+        mesh.step()
+        time.sleep(TURN)
+
+
+class Demo:
+    """The steps, in their order; each stands on what the ones before it did."""
+
+    def __init__(self, mesh: Mesh, terminal: Terminal) -> None:
+        self.mesh = mesh
+        self.terminal = terminal
+        self.tools = Tools(mesh, terminal)
+
+    def show(self) -> None:
+        """All steps. Raises DemoError where one does not show what it should."""
+        self.build()
+        self.ask_in_the_clear()
+        self.join_the_mesh()
+        self.ask_through_the_mesh()
+        self.write_a_policy()
+        self.leave_the_mesh()
+        self.count()
+
+    def build(self) -> None:
+        out = self.terminal
+        out.title("1. A small cluster on this machine")
+        out.say(texts.CLUSTER)
+        started = time.monotonic()
+        with out.progress("building nodes and pods, starting the parts of the mesh"):
+            self.mesh.start()
+        for node in self.mesh.topology.nodes:
+            pods = ", ".join(
+                f"{pod.key} {pod.addresses[0]}" for pod in self.mesh.topology.pods_on(node)
+            )
+            out.good(f"{node}: {pods}")
+        names = ", ".join(self.mesh.programs.states())
+        out.good(f"running: {names} ({time.monotonic() - started:.1f} s)")
+
+    def ask_in_the_clear(self) -> None:
+        out = self.terminal
+        out.title("2. Before: anybody on the wire can read along")
+        out.command(f"ambient exec web -- curl -H '{_HEADER}' http://orders/")
+        with self.tools.listening("node-1") as recorded:
+            answer = self.tools.ask_successfully("shop/web", "http://orders/", _HEADER)
+        seen = recorded.capture
+        out.good(f"pod {answer.said['pod']} answered a client at {answer.said['client']}")
+        if not seen.shows(_MARKER.encode()):
+            raise DemoError(f"{_MARKER} should be readable between the nodes, and is not")
+        out.good(f"captured between the nodes: {seen.packets} packets with data, among them:")
+        out.quote([_printable(seen.around(_MARKER.encode()))])
+
+    def join_the_mesh(self) -> None:
+        out = self.terminal
+        out.title("3. Two labels turn the mesh on")
+        for namespace in ("shop", "street"):
+            text = (self.mesh.settings.folder / f"namespace-{namespace}.yaml").read_text()
+            self.tools.write(
+                f"namespace-{namespace}.yaml",
+                f"{text.rstrip()}\n  labels:\n    {_LABEL}: ambient\n",
+            )
+            out.command(f"kubectl label namespace {namespace} {_LABEL}=ambient")
+        out.quote([f"(here: the two lines that this adds to namespace-*.yaml in {self._folder})"])
+        before = self._pids()
+        seconds = self.tools.settle(in_mesh=_PODS)
+        if self._pids() != before:
+            raise DemoError("applications were restarted, which joining a mesh must not do")
+        out.good(f"{len(_PODS)} pods are in the mesh, {seconds:.1f} s after the files were written")
+        out.good("no application was restarted or changed")
+
+    def ask_through_the_mesh(self) -> None:
+        out = self.terminal
+        out.title("4. After: the same request, encrypted and with identities")
+        out.command(f"ambient exec web -- curl -H '{_HEADER}' http://orders/")
+        logs = {node: self.tools.observer.follow_access(node) for node in self.mesh.topology.nodes}
+        with self.tools.listening("node-1") as recorded:
+            answer = self.tools.ask_successfully("shop/web", "http://orders/", _HEADER)
+        seen = recorded.capture
+        out.good(
+            f"pod {answer.said['pod']} answered a client at {answer.said['client']}:"
+            " the application still sees the client's own address"
+        )
+        tunnelled = seen.packets_with_port(HBONE_PORT)
+        records, strange = seen.tls_records(HBONE_PORT)
+        if not tunnelled or not records or strange:
+            raise DemoError(
+                f"port {HBONE_PORT} should carry TLS and nothing else; seen: {tunnelled} packets,"
+                f" {records} TLS records, {strange} other bytes; ports {sorted(seen.ports())}"
+            )
+        if seen.shows(_MARKER.encode()):
+            raise DemoError(f"{_MARKER} can still be read between the nodes")
+        out.good(
+            f"captured between the nodes: {tunnelled} packets to and from port {HBONE_PORT},"
+            f" {records} TLS records; {_MARKER} is in none of them"
+        )
+        for node, what, inbound in (
+            ("node-1", "the ztunnel of node-1, where the client is", False),
+            ("node-2", "the ztunnel of node-2, where the server is", True),
+        ):
+            line = self.tools.find_line(logs[node], "web's request", _from_to("web", inbound))
+            if not line["src.identity"] or not line["dst.identity"]:
+                raise DemoError(f"both identities should be in the access log: {line.text}")
+            out.good(f"{what}, verified:")
+            out.quote([f"{line['src.identity']} → {line['dst.identity']}"])
+
+    def write_a_policy(self) -> None:
+        out = self.terminal
+        out.title("5. A policy, and connections that are open already")
+        out.say(texts.POLICY)
+        log = self.tools.observer.follow_access("node-2")
+        web = self.tools.hold("shop/web", "orders.shop", 7000)
+        try:
+            visitor = self.tools.hold("street/visitor", "orders.shop", 7000)
+            try:
+                self._cut(web, visitor)
+            finally:
+                visitor.close()
+        finally:
+            web.close()
+        line = self.tools.find_line(log, "the visitor's end", _from_to("visitor", True))
+        out.good("why, in the access log of the server's node:")
+        out.quote(_explanation(line))
+        if _POLICY not in line.text:
+            raise DemoError(f"the access log should name the policy {_POLICY}: {line.text}")
+        again = self.tools.ask("street/visitor", "http://orders.shop/")
+        if again.ok:
+            raise DemoError("the visitor should be refused, and got an answer")
+        out.good(f"a new request of the visitor: {again.text}")
+
+    def _cut(self, web: Held, visitor: Held) -> None:
+        out = self.terminal
+        out.good("web and visitor each hold a connection to orders:7000, and get answers")
+        out.command(f"cp policies/{_POLICY}.yaml {self._folder}")
+        written = time.monotonic()
+        self.tools.write(f"{_POLICY}.yaml", (EXAMPLE / "policies" / f"{_POLICY}.yaml").read_text())
+        self.tools.wait_for("the visitor is cut off", lambda: visitor.end is not None)
+        end = visitor.end
+        assert end is not None
+        out.good(
+            f"{(end[0] - written) * 1000:.0f} ms after the file was written the visitor's"
+            f" connection was {end[1]}"
+        )
+        answers = web.answers
+        self.tools.wait_for("web gets more answers", lambda: web.answers > answers + 3)
+        if web.end is not None:
+            raise DemoError(f"web's connection should live on, and was {web.end[1]}")
+        out.good(f"web's connection lives on: {web.answers} answers so far")
+
+    def leave_the_mesh(self) -> None:
+        out = self.terminal
+        out.title("6. One pod leaves")
+        out.command(f"kubectl label pod -n street visitor {_LABEL}=none")
+        text = (self.mesh.settings.folder / "street.yaml").read_text()
+        changed = text.replace("{app: visitor}", f"{{app: visitor, {_LABEL}: none}}", 1)
+        self.tools.write("street.yaml", changed)
+        seconds = self.tools.settle(outside=["street/visitor"])
+        out.good(f"the visitor is out of the mesh after {seconds:.1f} s")
+        with self.tools.listening("node-1") as recorded:
+            self.tools.ask_successfully("street/visitor", "http://busker/", _HEADER)
+        if not recorded.capture.shows(_MARKER.encode()):
+            raise DemoError("the visitor's request should be in the clear again, and is not")
+        out.good("what it sends can be read on the wire again:")
+        out.quote([_printable(recorded.capture.around(_MARKER.encode()))])
+        refused = self.tools.ask("street/visitor", "http://orders.shop/")
+        if refused.ok:
+            raise DemoError("without an identity the visitor should not reach the orders")
+        out.good("and it does not get past the policy like that: without the mesh it is nobody")
+        out.quote([refused.text])
+
+    def count(self) -> None:
+        out = self.terminal
+        out.title("7. What the mesh has counted and logged")
+        out.command(f"ambient exec node/node-2 -- curl http://localhost:{METRICS_PORT}/metrics")
+        samples = [
+            sample
+            for sample in parse_samples(self.tools.observer.metrics("node-2"))
+            if sample.name == "istio_tcp_connections_opened_total"
+            and sample.labels.get("reporter") == "destination"
+        ]
+        if not samples:
+            raise DemoError("node-2's ztunnel should have counted connections, and has not")
+        out.quote(_shortened(sample) for sample in samples)
+        out.command("ambient logs ztunnel")
+        out.quote(texts.wrapped(self.tools.observer.last_access_line("node-2")))
+
+    @property
+    def _folder(self) -> str:
+        return str(self.mesh.settings.folder)
+
+    def _pids(self) -> dict[str, str]:
+        return {
+            f"{pod.key} {name}": state
+            for pod in self.mesh.topology.pods.values()
+            for name, state in self.mesh.pods.states(pod).items()
+        }
+
+
+def _from_to(source: str, inbound: bool) -> Callable[[AccessLine], bool]:
+    def wanted(line: AccessLine) -> bool:
+        return line["src.workload"] == source and line.inbound == inbound
+
+    return wanted
+
+
+def _explanation(line: AccessLine) -> list[str]:
+    return [text for key in ("src.identity", "verdict", "error") if (text := _field(line, key))]
+
+
+def _field(line: AccessLine, key: str) -> str:
+    return f"{key}: {line[key]}" if line[key] else ""
+
+
+def _printable(data: bytes) -> str:
+    return "".join(chr(byte) if 32 <= byte < 127 else "·" for byte in data)
+
+
+def _shortened(sample: Sample) -> str:
+    shown = (
+        "source_workload",
+        "destination_workload",
+        "connection_security_policy",
+        "response_flags",
+    )
+    labels = ", ".join(f'{key}="{sample.labels[key]}"' for key in shown if key in sample.labels)
+    return f"{sample.name}{{{labels}, …}} {sample.value:g}"
