@@ -10,12 +10,14 @@ import logging
 import os
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPublicKeyTypes
 
 log = logging.getLogger("ztunnel.tls")
@@ -39,7 +41,6 @@ class _Facts:
     serial: int
     issuer: bytes
     issuer_text: str
-    public_key: CertificateIssuerPublicKeyTypes
 
 
 @functools.lru_cache(4096)
@@ -49,8 +50,6 @@ def _facts(der: bytes) -> _Facts:
         certificate.serial_number,
         certificate.issuer.public_bytes(),
         certificate.issuer.rfc4514_string(),
-        # OpenSSL verified a signature with it if it is an issuer's, so it is a key that can sign.
-        cast(CertificateIssuerPublicKeyTypes, certificate.public_key()),
     )
 
 
@@ -79,7 +78,9 @@ class _Crl:
             return True
         known = self._signed_by.get(issuer)
         if known is None:
-            known = self.crl.is_signature_valid(_facts(issuer).public_key)
+            key = x509.load_der_x509_certificate(issuer).public_key()
+            # OpenSSL verified a certificate with it, so it is a key that can sign.
+            known = self.crl.is_signature_valid(cast(CertificateIssuerPublicKeyTypes, key))
             self._signed_by[issuer] = known
         return known
 
@@ -147,12 +148,16 @@ class RevocationList:
         if not self._by_issuer and not self._strict:
             return None
         moment = time.time() if now is None else now
+        links: Iterable[tuple[bytes, bytes | None]] = itertools.pairwise(chain)
         if len(chain) == 1:
-            return self._status(chain[0], None, moment)
-        for certificate, issuer in itertools.pairwise(chain):
-            reason = self._status(certificate, issuer, moment)
-            if reason is not None:
-                return reason
+            links = [(chain[0], None)]
+        try:
+            for certificate, issuer in links:
+                reason = self._status(certificate, issuer, moment)
+                if reason is not None:
+                    return reason
+        except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+            return f"a certificate of the chain cannot be looked up: {error}"
         return None
 
     def _status(self, certificate: bytes, issuer: bytes | None, now: float) -> str | None:

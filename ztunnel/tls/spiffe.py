@@ -74,7 +74,7 @@ def _read(chain: tuple[bytes, ...]) -> PeerCertificate:
         leaf = x509.load_der_x509_certificate(chain[0])
         uris = uri_names(leaf)
         expires = leaf.not_valid_after_utc.timestamp()
-    except ValueError as error:
+    except (ValueError, TypeError, x509.InvalidVersion, x509.UnsupportedGeneralNameType) as error:
         words = f"the peer's certificate cannot be read: {error}"
         raise PeerRefused(Alert.BAD_CERTIFICATE, words) from error
     return PeerCertificate(chain, uris, first_identity(uris), leaf.serial_number, expires)
