@@ -136,22 +136,15 @@ class Capture:
         return "nothing gets out (a routing rule, since nftables refuses)"
 
     def resume(self) -> None:
-        """Undo `stop`. Raises CaptureError."""
+        """Undo `stop`, also that of an agent before this one. Raises CaptureError."""
         try:
             with Nftables(self._namespace) as nftables, Routing(self._namespace) as routing:
-                nftables.delete(STOP_TABLE)
+                if STOP_TABLE in nftables.table_names():
+                    nftables.delete(STOP_TABLE)
                 for family in self._families():
                     routing.resume(family)
         except OSError as error:
             raise CaptureError(explained("cannot lift the stop", error)) from error
-
-    def is_stopped(self) -> bool:
-        """Whether `stop` is in force, by this agent or one before it. Raises CaptureError."""
-        try:
-            with Nftables(self._namespace) as nftables:
-                return STOP_TABLE in nftables.table_names()
-        except OSError as error:
-            raise CaptureError(explained("cannot ask for rules", error)) from error
 
     def is_present(self) -> bool:
         """Whether any of our tables is there. Raises CaptureError."""

@@ -1,6 +1,6 @@
 """Pods as the node agent sees them, and where it learns of them."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -39,7 +39,7 @@ class Pod:
 class PodSource(Protocol):
     """Where pods come from: a folder, or the Kubernetes API."""
 
-    def pods(self) -> AsyncIterator[Sequence[Pod]]:
+    def pods(self) -> AsyncGenerator[Sequence[Pod], None]:
         """All pods of this node: once at the start, and again after every change.
 
         The first list must be complete: what is not in it is taken for gone.

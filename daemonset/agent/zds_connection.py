@@ -14,6 +14,7 @@ from ztunnel.zds.messages import (
     MAX_MESSAGE,
     AddWorkload,
     DeleteWorkload,
+    KeepWorkload,
     MessageError,
     Request,
     SnapshotSent,
@@ -41,10 +42,13 @@ class NoZtunnel(ZtunnelError):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A pod that ztunnel is to serve. The server owns the namespace."""
+    """A pod that ztunnel is to serve. The server owns the namespace.
+
+    Without a namespace (it cannot be found just now) a snapshot asks ztunnel to keep what it has.
+    """
 
     info: WorkloadInfo
-    namespace: NetworkNamespace
+    namespace: NetworkNamespace | None
 
 
 class _Change:
@@ -116,9 +120,9 @@ class ZdsConnection:
             self._waiting.clear()
             logger.info("ztunnel %d is gone: it %s", self.number, self._reason)
 
-    async def add(self, uid: str, served: Served) -> None:
+    async def add(self, uid: str, info: WorkloadInfo, namespace: NetworkNamespace) -> None:
         """Have the pod served. Raises ZtunnelError when it is refused, NoZtunnel otherwise."""
-        await self._submit(AddWorkload(uid, served.info), served.namespace.duplicate())
+        await self._submit(AddWorkload(uid, info), namespace.duplicate())
 
     async def delete(self, uid: str) -> None:
         """Have the pod served no more. Raises as `add`."""
@@ -163,9 +167,12 @@ class ZdsConnection:
             if served is None:
                 continue  # deleted since; it must not be named any more
             count += 1
-            # A copy, which no deletion in the meantime closes under the packet.
-            with served.namespace.duplicate() as namespace:
-                error = await self._ask(AddWorkload(uid, served.info), namespace)
+            if served.namespace is None:
+                error = await self._ask(KeepWorkload(uid), None)
+            else:
+                # A copy, which no deletion in the meantime closes under the packet.
+                with served.namespace.duplicate() as namespace:
+                    error = await self._ask(AddWorkload(uid, served.info), namespace)
             if error:
                 logger.warning("ztunnel %d refuses %s: %s", self.number, served.info, error)
                 self.refusals[uid] = error

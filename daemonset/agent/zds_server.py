@@ -77,14 +77,19 @@ class ZdsServer:
             finally:
                 _unlink_own(self.path, identity)
 
-    def put(self, uid: str, info: WorkloadInfo, namespace: NetworkNamespace) -> None:
-        """From now on every snapshot names this pod. Takes a copy of `namespace`."""
+    def put(self, uid: str, info: WorkloadInfo, namespace: NetworkNamespace | None) -> None:
+        """From now on every snapshot names this pod. Takes a copy of `namespace`.
+
+        None: it cannot be found. What was put before stays then, and what ztunnel has too.
+        """
         current = self._pods.get(uid)
-        if current is not None:
+        if current is not None and current.namespace is not None:
+            if namespace is None:
+                return
             if current.info == info and current.namespace.identity == namespace.identity:
                 return
             current.namespace.close()
-        self._pods[uid] = Served(info, namespace.duplicate())
+        self._pods[uid] = Served(info, namespace.duplicate() if namespace is not None else None)
 
     async def add(self, uid: str) -> None:
         """Have the latest ztunnel serve a pod that was `put`; return when it does.
@@ -92,12 +97,12 @@ class ZdsServer:
         Raises NoZtunnel when there is none, and ZtunnelError with its reason when it refuses. In
         either case the pod stays in the snapshot, and asking again is harmless.
         """
+        served = self._pods.get(uid)
+        if served is None or served.namespace is None:
+            raise ZtunnelError(f"pod {uid} has no namespace to be served in")
         if not self._connections:
             raise NoZtunnel("no ztunnel is connected")
-        served = self._pods.get(uid)
-        if served is None:
-            raise ZtunnelError(f"pod {uid} has been deleted in the meantime")
-        await self._connections[-1].add(uid, served)
+        await self._connections[-1].add(uid, served.info, served.namespace)
 
     async def delete(self, uid: str) -> None:
         """No ztunnel is to serve this pod any more; return when all have confirmed.
@@ -105,7 +110,7 @@ class ZdsServer:
         One that does not is hung up on: its next snapshot will not name the pod.
         """
         served = self._pods.pop(uid, None)
-        if served is not None:
+        if served is not None and served.namespace is not None:
             served.namespace.close()
         async with trio.open_nursery() as nursery:
             for connection in list(self._connections):
@@ -114,7 +119,8 @@ class ZdsServer:
     def close(self) -> None:
         """Let go of all namespaces."""
         for served in self._pods.values():
-            served.namespace.close()
+            if served.namespace is not None:
+                served.namespace.close()
         self._pods.clear()
 
     async def _delete_from(self, connection: ZdsConnection, uid: str) -> None:

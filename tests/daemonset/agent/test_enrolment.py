@@ -157,7 +157,7 @@ def test_an_empty_selector_selects_everything_and_no_selector_nothing() -> None:
         ("- podSelector: {matchLabels: {a: 1}}", "must be a string"),
         ("- podSelector: {matchExpressions: [{operator: In}]}", "In needs at least one value"),
         ("- podSelector: {matchExpressions: [{key: a, operator: Gt}]}", "must be one of"),
-        ("- [", "line 2: did not find"),
+        ("- [", "did not find expected node content"),
         ("- podSelector:", "has no value"),
     ],
 )

@@ -17,7 +17,14 @@ from ztunnel.linux.fds import receive_with_fds
 from ztunnel.linux.netns import NetworkNamespace, identity_of
 from ztunnel.zds import messages
 from ztunnel.zds.client import ZdsClient
-from ztunnel.zds.messages import AddWorkload, DeleteWorkload, Request, SnapshotSent, WorkloadInfo
+from ztunnel.zds.messages import (
+    AddWorkload,
+    DeleteWorkload,
+    KeepWorkload,
+    Request,
+    SnapshotSent,
+    WorkloadInfo,
+)
 
 pytestmark = pytest.mark.root
 INFO = WorkloadInfo("pod", "default", "account")
@@ -230,6 +237,24 @@ async def test_a_pod_deleted_during_the_snapshot_is_not_named_any_more(
             DeleteWorkload("b"),
             AddWorkload("d", INFO),
         ]
+        ztunnel.sock.close()
+
+
+async def test_a_pod_without_a_namespace_is_kept(
+    tmp_path: Path, namespace: NetworkNamespace
+) -> None:
+    async with running(tmp_path) as (server, nursery):
+        server.put("a", INFO, namespace)
+        server.put("a", INFO, None)
+        server.put("b", INFO, None)
+        with pytest.raises(ZtunnelError, match="no namespace"):
+            await server.add("b")
+        ztunnel = BareZtunnel(server.path)
+        assert await ztunnel.start() == [AddWorkload("a", INFO), KeepWorkload("b"), SnapshotSent()]
+        await synchronised(server)
+        server.put("b", INFO, namespace)
+        nursery.start_soon(server.add, "b")
+        assert await ztunnel.answer_next() == AddWorkload("b", INFO)
         ztunnel.sock.close()
 
 

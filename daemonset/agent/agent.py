@@ -1,0 +1,149 @@
+"""The node agent as a whole: source of pods in, captured and served pods out."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import trio
+
+from daemonset.agent.capture import CaptureError
+from daemonset.agent.capture_rules import ISTIO_MARK, ISTIO_MASK
+from daemonset.agent.enrolment import EnrolmentOptions
+from daemonset.agent.host import HostProbes
+from daemonset.agent.mark import packet_mark
+from daemonset.agent.pod_worker import Services
+from daemonset.agent.pods import NetnsResolver, PathResolver, PodSource
+from daemonset.agent.reconciler import Reconciler
+from daemonset.agent.status import AgentStatus, write_status
+from daemonset.agent.zds_server import ZdsServer
+from ztunnel.linux.netns import NetworkNamespace
+
+logger = logging.getLogger("daemonset.agent")
+
+HOST_CHECK_INTERVAL = 10.0
+STATUS_PAUSE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """`run_dir` holds the mark and the status file; `zds_path` is where ztunnel connects.
+
+    `istio_mark`: Istio's own ztunnel runs below, which knows no other mark than 1337. `host_netns`
+    is the path of the node's network namespace; "" is the one that the agent runs in.
+    """
+
+    run_dir: Path
+    zds_path: Path
+    enrolment: EnrolmentOptions = field(default_factory=EnrolmentOptions)
+    istio_mark: bool = False
+    host_netns: str = ""
+
+
+class Agent:
+    """One node's agent. Whatever it has set up stays when it ends: pods are captured or dead, also
+    while an agent is replaced by the next."""
+
+    def __init__(self, config: AgentConfig, resolver: NetnsResolver | None = None) -> None:
+        """Raises OSError and MarkError when `run_dir` cannot be used."""
+        self._config = config
+        config.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if config.istio_mark:
+            mark, mask = ISTIO_MARK, ISTIO_MASK
+        else:
+            mark, mask = packet_mark(config.run_dir), 0xFFFFFFFF
+        self.mark = mark
+        """What ztunnel is to set on its sockets (PACKET_MARK)."""
+        if config.host_netns:
+            self._host = NetworkNamespace.open(config.host_netns)
+        else:
+            self._host = NetworkNamespace.current()
+        self._server = ZdsServer(config.zds_path)
+        self._probes = HostProbes(self._host)
+        self._host_rules = ""
+        self._status_changed = trio.Event()
+        self._services = Services(
+            self._server,
+            self._probes,
+            resolver if resolver is not None else PathResolver(),
+            self._host,
+            mark,
+            mask,
+            self._note_change,
+        )
+        self._reconciler = Reconciler(config.enrolment, self._services)
+
+    @property
+    def status(self) -> AgentStatus:
+        return AgentStatus(
+            self._server.connected,
+            self._server.synchronised,
+            self._host_rules,
+            self._reconciler.statuses(),
+        )
+
+    async def wait_status_changed(self) -> None:
+        """Return when something in `status` may have changed."""
+        await self._status_changed.wait()
+
+    async def run(
+        self,
+        source: PodSource,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> NoReturn:
+        """Work until cancelled. Started once ztunnel can connect.
+
+        Raises OSError when the ZDS socket cannot be made, CaptureError when the node's own rules
+        cannot, and what the source raises.
+        """
+        try:
+            await self._services.in_thread(self._probes.start)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._reconciler.run, source)
+                nursery.start_soon(self._keep_status)
+                # Not before: a snapshot that is not complete would end what is being served.
+                await self._reconciler.first_pass.wait()
+                await nursery.start(self._server.run)
+                nursery.start_soon(self._follow_ztunnels)
+                nursery.start_soon(self._guard_host_rules)
+                task_status.started()
+            raise AssertionError("the agent's tasks never end by themselves")
+        finally:
+            self._server.close()
+            self._host.close()
+
+    async def _guard_host_rules(self) -> None:
+        while True:
+            await trio.sleep(HOST_CHECK_INTERVAL)
+            before = self._host_rules
+            try:
+                async with self._services.probes_lock:
+                    wrong = await self._services.in_thread(self._probes.repair)
+                self._host_rules = ""
+                if wrong:
+                    logger.error("the node's rules were tampered with, repaired: %s", wrong)
+            except CaptureError as error:
+                self._host_rules = str(error)
+                if self._host_rules != before:
+                    logger.error("probes of captured pods fail: %s", error)
+            if self._host_rules != before:
+                self._note_change()
+
+    async def _follow_ztunnels(self) -> None:
+        while True:
+            await self._server.wait_changed()
+            self._note_change()
+
+    def _note_change(self) -> None:
+        self._status_changed.set()
+        self._status_changed = trio.Event()
+
+    async def _keep_status(self) -> None:
+        while True:
+            changed = self._status_changed
+            try:
+                write_status(self.status, self._config.run_dir)
+            except OSError as error:
+                logger.error("cannot write the status: %s", error)
+            await changed.wait()
+            await trio.sleep(STATUS_PAUSE)  # many pods change together

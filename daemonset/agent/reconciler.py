@@ -1,0 +1,70 @@
+"""From lists of pods to one worker for each."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import aclosing
+
+import trio
+
+from daemonset.agent.enrolment import EnrolmentOptions, decide_enrolment
+from daemonset.agent.pod_worker import PodWorker, Services
+from daemonset.agent.pods import Pod, PodSource
+from daemonset.agent.status import PodStatus
+
+logger = logging.getLogger("daemonset.agent")
+
+
+class Reconciler:
+    """Starts a worker for every pod that appears, and tells the workers what has changed."""
+
+    def __init__(self, options: EnrolmentOptions, services: Services) -> None:
+        self.first_pass = trio.Event()
+        """Every pod of the first list has been attempted once: ztunnel may be told now."""
+        self._options = options
+        self._services = services
+        self._workers: dict[str, PodWorker] = {}
+
+    def statuses(self) -> tuple[PodStatus, ...]:
+        """All pods, ordered by namespace and name."""
+        found = [worker.status for worker in self._workers.values()]
+        return tuple(sorted(found, key=lambda status: (status.namespace, status.name, status.uid)))
+
+    async def run(self, source: PodSource) -> None:
+        """Follow the source until it ends or this is cancelled. Raises what the source raises."""
+        async with trio.open_nursery() as nursery:
+            async with aclosing(source.pods()) as lists:
+                async for pods in lists:
+                    self._apply(pods, nursery)
+                    if not self.first_pass.is_set():
+                        nursery.start_soon(self._wait_for_first, list(self._workers.values()))
+            await trio.sleep_forever()
+
+    def _apply(self, pods: Sequence[Pod], nursery: trio.Nursery) -> None:
+        seen: dict[str, Pod] = {}
+        for pod in pods:
+            if pod.uid in seen:
+                logger.error("%s and %s have the same uid %s", seen[pod.uid], pod, pod.uid)
+                continue
+            seen[pod.uid] = pod
+            enrolment = decide_enrolment(pod, self._options)
+            worker = self._workers.get(pod.uid)
+            if worker is not None:
+                worker.want(pod, enrolment)
+            else:
+                worker = PodWorker(pod, enrolment, self._services)
+                self._workers[pod.uid] = worker
+                nursery.start_soon(self._run, pod.uid, worker)
+        for uid, worker in self._workers.items():
+            if uid not in seen:
+                worker.forget()
+
+    async def _run(self, uid: str, worker: PodWorker) -> None:
+        await worker.run()
+        # It is done with a pod that is no more; should that have come back, it begins anew.
+        del self._workers[uid]
+        self._services.on_status()
+
+    async def _wait_for_first(self, workers: Sequence[PodWorker]) -> None:
+        for worker in workers:
+            await worker.tried.wait()
+        self.first_pass.set()
