@@ -210,15 +210,13 @@ class Wire:
             except BlockingIOError:
                 return frames
 
-    def finish(self) -> Capture:
-        """Stop listening; everything that was seen."""
-        capture = Capture()
+    def read_into(self, capture: Capture) -> None:
+        """Take over what has been seen so far."""
         for frame in self._drain():
             segment = read_frame(frame)
             if segment is not None:
                 capture.add(segment)
-        self._socket.close()
-        return capture
 
     def close(self) -> None:
+        """Stop listening. Harmless when called twice."""
         self._socket.close()

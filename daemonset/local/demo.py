@@ -41,14 +41,9 @@ def run_demo(terminal: Terminal, *, keep: bool) -> int:
     """
     started = time.monotonic()
     run = RunDirectory.create(NAME)
-    try:
-        folder = run.path / "yaml"
-        shutil.copytree(EXAMPLE / "mesh", folder)
-        mesh = Mesh(Settings(name=NAME, folder=folder), run, terminal.note)
-    except BaseException:
-        run.remove()
-        raise
-    with mesh:
+    folder = run.path / "yaml"
+    shutil.copytree(EXAMPLE / "mesh", folder)
+    with Mesh.open(Settings(name=NAME, folder=folder), terminal.note, run) as mesh:
         demo = Demo(mesh, terminal)
         try:
             demo.show()
@@ -113,9 +108,8 @@ class Demo:
         out = self.terminal
         out.title("2. Before: anybody on the wire can read along")
         out.command(f"ambient exec web -- curl -H '{_HEADER}' http://orders/")
-        with self.tools.listening("node-1") as recorded:
+        with self.tools.listening("node-1") as seen:
             answer = self.tools.ask_successfully("shop/web", "http://orders/", _HEADER)
-        seen = recorded.capture
         out.good(f"pod {answer.said['pod']} answered a client at {answer.said['client']}")
         if not seen.shows(_MARKER.encode()):
             raise DemoError(f"{_MARKER} should be readable between the nodes, and is not")
@@ -145,9 +139,8 @@ class Demo:
         out.title("4. After: the same request, encrypted and with identities")
         out.command(f"ambient exec web -- curl -H '{_HEADER}' http://orders/")
         logs = {node: self.tools.observer.follow_access(node) for node in self.mesh.topology.nodes}
-        with self.tools.listening("node-1") as recorded:
+        with self.tools.listening("node-1") as seen:
             answer = self.tools.ask_successfully("shop/web", "http://orders/", _HEADER)
-        seen = recorded.capture
         out.good(
             f"pod {answer.said['pod']} answered a client at {answer.said['client']}:"
             " the application still sees the client's own address"
@@ -227,12 +220,12 @@ class Demo:
         self.tools.write("street.yaml", changed)
         seconds = self.tools.settle(outside=["street/visitor"])
         out.good(f"the visitor is out of the mesh after {seconds:.1f} s")
-        with self.tools.listening("node-1") as recorded:
+        with self.tools.listening("node-1") as seen:
             self.tools.ask_successfully("street/visitor", "http://busker/", _HEADER)
-        if not recorded.capture.shows(_MARKER.encode()):
+        if not seen.shows(_MARKER.encode()):
             raise DemoError("the visitor's request should be in the clear again, and is not")
         out.good("what it sends can be read on the wire again:")
-        out.quote([_printable(recorded.capture.around(_MARKER.encode()))])
+        out.quote([_printable(seen.around(_MARKER.encode()))])
         refused = self.tools.ask("street/visitor", "http://orders.shop/")
         if refused.ok:
             raise DemoError("without an identity the visitor should not reach the orders")

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,6 @@ class Answer:
     def said(self) -> Any:
         """The body, which our application writes as JSON."""
         return json.loads(self.text)
-
-
-@dataclass(slots=True)
-class Recorded:
-    """Filled when the listening ends."""
-
-    capture: Capture = field(default_factory=Capture)
 
 
 class Held:
@@ -119,15 +112,15 @@ class Tools:
         return answer
 
     @contextmanager
-    def listening(self, node: str) -> Iterator[Recorded]:
-        """Capture what passes between a node and the others."""
+    def listening(self, node: str) -> Iterator[Capture]:
+        """Capture what passes between a node and the others; to be looked at afterwards."""
         underlay = self.mesh.network.underlay
         assert underlay is not None
         wire = Wire(underlay.network, self.mesh.topology.nodes[node].link)
-        recorded = Recorded()
+        seen = Capture()
         try:
-            yield recorded
-            recorded.capture = wire.finish()
+            yield seen
+            wire.read_into(seen)
         finally:
             wire.close()
 

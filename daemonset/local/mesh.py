@@ -5,7 +5,7 @@ import dataclasses
 import ipaddress
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -37,6 +37,8 @@ class Settings:
     folder: Path
     with_mesh: bool = True
     """False: only what a cluster gives (nodes, pods, DNS, ClusterIPs)."""
+    ztunnel: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """More of the environment of every ztunnel."""
     cluster_domain: str = "cluster.local"
     service_addresses: ipaddress.IPv4Network = dataclasses.field(
         default_factory=lambda: ipaddress.IPv4Network("10.96.0.0/16")
@@ -74,17 +76,20 @@ class Mesh:
         self.network = MeshNetwork(self.keeper, self.topology)
         self.processes = Processes(self.keeper, report)
         self.pods = PodRunner(run, self.network, self.processes, self._files)
-        self.programs = MeshPrograms(settings.folder, run, self.network, self.processes)
+        self.programs = MeshPrograms(
+            settings.folder, run, self.network, self.processes, settings.ztunnel
+        )
 
     @classmethod
-    def open(cls, settings: Settings, report: Report) -> Self:
-        """Take the run directory of that name and read the folder.
+    def open(cls, settings: Settings, report: Report, run: RunDirectory | None = None) -> Self:
+        """Read the folder, with a run directory that is made here or given; it is the mesh's from
+        now on, and gone when this fails.
 
         Raises:
             RunDirectoryError: a mesh of that name is running.
             TopologyError, NamespaceError: as the constructor.
         """
-        run = RunDirectory.create(settings.name)
+        run = RunDirectory.create(settings.name) if run is None else run
         try:
             return cls(settings, run, report)
         except BaseException:

@@ -1,5 +1,6 @@
 """The mesh's own processes: one control plane, and on each node an agent and a ztunnel."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from daemonset.local.network import MeshNetwork
@@ -36,12 +37,19 @@ class MeshPrograms:
     """Starts them in the order in which they need each other, and knows how each is called."""
 
     def __init__(
-        self, folder: Path, run: RunDirectory, network: MeshNetwork, processes: Processes
+        self,
+        folder: Path,
+        run: RunDirectory,
+        network: MeshNetwork,
+        processes: Processes,
+        ztunnel: Mapping[str, str],
     ) -> None:
+        """*ztunnel*: more of the environment of every ztunnel."""
         self._folder = folder.absolute()
         self._run = run
         self._network = network
         self._processes = processes
+        self._more_for_ztunnel = ztunnel
         self._names: list[str] = []
 
     def start(self) -> None:
@@ -153,6 +161,7 @@ class MeshPrograms:
             "ZTUNNEL_WORKER_THREADS": "1",
             # With two nodes on one machine, nobody waits long for what is still open at the end.
             "CONNECTION_TERMINATION_DEADLINE": "2s",
+            **self._more_for_ztunnel,
         }
 
     def _zds_socket(self, node: str) -> Path:

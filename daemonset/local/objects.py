@@ -5,7 +5,7 @@ pods are made from (Node, Pod, Service, EndpointSlice), and leaves every other k
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class Object:
     name: str
     body: Mapping[str, Any]
     file: str
+    at: str = ""
+    """Where in the object *body* is, with a final dot: empty for the object itself."""
 
     def get(self, path: str, kind: type, default: Any = None) -> Any:
         """The value at a dotted *path*, checked to be of *kind*.
@@ -45,7 +47,24 @@ class Object:
 
     def error(self, field: str, reason: str) -> TopologyError:
         where = f"{self.namespace}/{self.name}" if self.namespace else self.name
-        return TopologyError(f"{self.file}: {self.kind} {where}: {field} {reason}")
+        return TopologyError(f"{self.file}: {self.kind} {where}: {self.at}{field} {reason}")
+
+    def items(self, path: str) -> "Iterator[Object]":
+        """The mappings of a list at a dotted *path*, each as a part of this object.
+
+        Raises:
+            TopologyError: it is no list, or something in it is no mapping.
+        """
+        for number, body in enumerate(self.get(path, list, [])):
+            at = f"{path}[{number}]"
+            if not isinstance(body, Mapping):
+                raise self.error(at, f"should be a mapping, is {body!r}")
+            yield replace(self, body=body, at=f"{self.at}{at}.")
+
+    def part(self, path: str) -> "Object | None":
+        """The mapping at a dotted *path* as a part of this object. Raises TopologyError."""
+        body = self.get(path, dict)
+        return None if body is None else replace(self, body=body, at=f"{self.at}{path}.")
 
 
 CLUSTER_SCOPED = frozenset({"Namespace", "Node"})

@@ -12,7 +12,6 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from daemonset.local.objects import Object, TopologyError
 
@@ -142,9 +141,9 @@ def choose_pod(name: str, keys: Sequence[str]) -> str:
 def _plan_nodes(objects: list[Object]) -> Iterator[NodePlan]:
     for number, node in enumerate(_of_kind(objects, "Node"), start=1):
         addresses = tuple(
-            _address(node, "status.addresses", entry.get("address"))
-            for entry in _mappings(node, "status.addresses")
-            if entry.get("type") == "InternalIP"
+            _address(entry, "address", entry.body.get("address"))
+            for entry in node.items("status.addresses")
+            if entry.body.get("type") == "InternalIP"
         )
         if not addresses:
             raise node.error("status.addresses", "has no InternalIP")
@@ -237,11 +236,11 @@ def _node_of(pod: Object, nodes: Mapping[str, NodePlan]) -> NodePlan:
 
 
 def _pod_ips(pod: Object) -> Iterator[Address]:
-    entries = _mappings(pod, "status.podIPs")
-    texts = [entry.get("ip") for entry in entries] or [pod.get("status.podIP", str)]
-    for text in texts:
-        if text is not None:
-            yield _address(pod, "status.podIPs", text)
+    listed = [_address(one, "ip", one.body.get("ip")) for one in pod.items("status.podIPs")]
+    single = pod.get("status.podIP", str)
+    if not listed and single is not None:
+        yield _address(pod, "status.podIP", single)
+    yield from listed
 
 
 def _link(name: str, key: str) -> str:
@@ -264,41 +263,50 @@ def _processes(pod: Object) -> Iterator[ProcessPlan]:
         "SERVICE_ACCOUNT": pod.get("spec.serviceAccountName", str) or "default",
         "HOSTNAME": pod.name,
     }
-    for number, container in enumerate(_mappings(pod, "spec.containers")):
-        name = str(container.get("name") or f"container-{number}")
-        where = f"spec.containers[{number}]"
-        words = [*(container.get("command") or []), *(container.get("args") or [])]
-        if not all(isinstance(word, str) for word in words):
-            raise pod.error(f"{where}.command", f"should be a list of strings, is {words!r}")
+    for number, container in enumerate(pod.items("spec.containers")):
+        name = container.get("name", str) or f"container-{number}"
+        command = _words(container, "command")
         environment = dict(shared)
-        for variable in container.get("env") or []:
-            if "value" in variable:  # references to Secrets and fields have no meaning here
-                environment[str(variable.get("name"))] = str(variable["value"])
-        probe = _probe(pod, where, container)
-        if container.get("command"):
-            yield ProcessPlan(name, tuple(words), environment, probe=probe)
+        for variable in container.items("env"):
+            # References to Secrets and to fields of the Pod have no meaning here.
+            key, value = variable.get("name", str), variable.get("value", str)
+            if key is not None and value is not None:
+                environment[key] = value
+        probe = _probe(container)
+        if command:
+            words = (*command, *_words(container, "args"))
+            yield ProcessPlan(name, words, environment, probe=probe)
             continue
-        ports = [str(port.get("containerPort")) for port in container.get("ports") or []]
+        ports = [str(port.get("containerPort", int)) for port in container.items("ports")]
         if ports:
             stand_in = (sys.executable, "-m", "daemonset.local.app", "serve", "--http", *ports)
             yield ProcessPlan(name, stand_in, environment, stand_in=True, probe=probe)
 
 
-def _probe(pod: Object, where: str, container: Mapping[str, Any]) -> Probe | None:
+def _words(container: Object, field: str) -> tuple[str, ...]:
+    words = container.get(field, list, [])
+    for word in words:
+        if not isinstance(word, str):
+            raise container.error(field, f"should be a list of strings, has {word!r}")
+    return tuple(words)
+
+
+def _probe(container: Object) -> Probe | None:
     """Other kinds of probes (exec, grpc) are passed over: the container then counts as ready."""
-    written = container.get("readinessProbe") or {}
     for kind in ("tcpSocket", "httpGet"):
-        action = written.get(kind)
+        action = container.part(f"readinessProbe.{kind}")
         if action is None:
             continue
-        port = action.get("port")
-        named = {
-            entry.get("name"): entry.get("containerPort") for entry in container.get("ports") or []
-        }
-        number = named.get(port) if isinstance(port, str) else port
-        if not isinstance(number, int):
-            raise pod.error(f"{where}.readinessProbe.{kind}.port", f"{port!r} is not a port")
-        return Probe(number, str(action.get("path") or "/") if kind == "httpGet" else None)
+        port = action.body.get("port")
+        if isinstance(port, str):
+            named = {
+                one.get("name", str): one.get("containerPort", int)
+                for one in container.items("ports")
+            }
+            port = named.get(port)
+        if not isinstance(port, int) or not 0 < port < 65_536:
+            raise action.error("port", f"{action.body.get('port')!r} is not a port")
+        return Probe(port, (action.get("path", str) or "/") if kind == "httpGet" else None)
     return None
 
 
@@ -319,14 +327,6 @@ def _underlay(nodes: Mapping[str, NodePlan]) -> tuple[Address, ...]:
 def _of_kind(objects: list[Object], kind: str) -> list[Object]:
     chosen = [one for one in objects if one.kind == kind]
     return sorted(chosen, key=lambda one: (one.namespace, one.name))
-
-
-def _mappings(owner: Object, path: str) -> list[Mapping[str, Any]]:
-    entries = owner.get(path, list, [])
-    for entry in entries:
-        if not isinstance(entry, Mapping):
-            raise owner.error(path, f"should be a list of mappings, has {entry!r}")
-    return list(entries)
 
 
 def _address(owner: Object, field_name: str, text: object) -> Address:

@@ -1,0 +1,273 @@
+"""A whole mesh with its real processes, from inline YAML, for end-to-end tests.
+
+::
+
+    with mesh_lab(pods={"client": 1, "server": 2}) as mesh:
+        mesh.serve("server", http=8080)      # or give pods commands of their own in YAML
+        mesh.enrol("default")
+        answer = mesh.get("client", "http://server:8080/")
+        line = mesh.inbound("server").line(lambda line: line["src.workload"] == "client")
+
+Names of pods are ``pod`` (namespace ``default``) or ``namespace/pod``. Waiting is always for a
+condition, with the mesh kept going meanwhile, and a condition that does not come quotes the logs.
+"""
+
+import itertools
+import json
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from daemonset.local.access_lines import AccessLine
+from daemonset.local.capture import Capture, Wire
+from daemonset.local.mesh import Mesh, Settings
+from daemonset.local.metrics_lines import Sample, parse_samples
+from daemonset.local.observe import AccessLog, Observer
+from daemonset.local.processes import last_lines, python
+from daemonset.local.topology import PodPlan
+from tests.support.lab import node_yaml, pod_yaml
+
+PATIENCE = 20.0
+"""Seconds that any condition may take; far more than it does, for machines that are busy."""
+
+_LABEL = "istio.io/dataplane-mode"
+_names = itertools.count(1)
+
+
+class NotSeenError(AssertionError):
+    """A condition did not come true; the text has the ends of all logs."""
+
+
+class LogView:
+    """The access log of one node since this view was made."""
+
+    def __init__(self, lab: "MeshLab", log: AccessLog) -> None:
+        self._lab = lab
+        self._log = log
+
+    def line(self, wanted: Callable[[AccessLine], bool]) -> AccessLine:
+        """The first line that is wanted, waited for."""
+        found: list[AccessLine] = []
+
+        def written() -> bool:
+            line = self._log.find(wanted)
+            if line is not None:
+                found.append(line)
+            return line is not None
+
+        self._lab.wait(written, "a line in the access log")
+        return found[0]
+
+    def lines(self) -> list[AccessLine]:
+        return self._log.lines()
+
+
+class MeshLab:
+    """One running mesh."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.observer = Observer(mesh)
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def folder(self) -> Path:
+        """The YAML that the mesh follows."""
+        return self.mesh.settings.folder
+
+    def ip(self, pod: str, version: int = 4) -> str:
+        addresses = self.mesh.pod(_full(pod)).addresses
+        return next(str(address) for address in addresses if address.version == version)
+
+    def node_of(self, pod: str) -> str:
+        return self.mesh.pod(_full(pod)).node
+
+    # The folder
+
+    def write(self, name: str, text: str) -> None:
+        """Put a file into the folder, in one step."""
+        temporary = self.folder / f".{name}.new"
+        temporary.write_text(text)
+        temporary.replace(self.folder / name)
+
+    def remove(self, name: str) -> None:
+        (self.folder / name).unlink()
+
+    def enrol(self, namespace: str = "default") -> None:
+        """Label a namespace and wait until all its pods are in the mesh, everywhere."""
+        self.write(f"namespace-{namespace}.yaml", namespace_yaml(namespace, in_mesh=True))
+        self.settle(in_mesh=[pod.key for pod in self._pods(namespace)])
+
+    def release(self, namespace: str = "default") -> None:
+        """Take the label away and wait until none of its pods is in the mesh any more."""
+        self.write(f"namespace-{namespace}.yaml", namespace_yaml(namespace, in_mesh=False))
+        self.settle(outside=[pod.key for pod in self._pods(namespace)])
+
+    def policy(self, name: str, spec: str, namespace: str = "default") -> None:
+        """Write an AuthorizationPolicy (*spec* is YAML in flow style) and wait until each ztunnel
+        has taken it over."""
+        before = self.observer.generation()
+        self.write(
+            f"policy-{namespace}-{name}.yaml",
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n"
+            f"metadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n",
+        )
+        self.wait(
+            lambda: self.observer.generation() > before and self.observer.is_settled(),
+            f"policy {name} is in force",
+        )
+
+    def settle(self, *, in_mesh: list[str] | None = None, outside: list[str] | None = None) -> None:
+        """Wait until pods are captured (or not), published so, and acknowledged everywhere."""
+
+        def settled() -> bool:
+            captured = self.observer.captured()
+            return (
+                captured.issuperset(in_mesh or ())
+                and captured.isdisjoint(outside or ())
+                and self.observer.is_settled(in_mesh or (), outside or ())
+            )
+
+        self.wait(settled, f"{in_mesh or outside} are {'in' if in_mesh else 'out of'} the mesh")
+
+    # Processes in pods
+
+    def start(self, pod: str, *command: str) -> "subprocess.Popen[bytes]":
+        """A process in a pod; stderr joins stdout, a pipe. It ends with the mesh."""
+        plan = self.mesh.pod(_full(pod))
+        process = self.mesh.keeper.spawn(
+            self.mesh.network.pods[plan.key],
+            command,
+            environment=self.mesh.pods.environment(plan),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self._started.append(process)
+        return process
+
+    def run(self, pod: str, *command: str) -> "subprocess.CompletedProcess[str]":
+        """Run to the end, the mesh kept going meanwhile."""
+        process = self.start(pod, *command)
+        self.wait(lambda: process.poll() is not None, f"{command} ends in {pod}")
+        assert process.stdout is not None
+        with process.stdout as output:
+            text = output.read().decode()
+        return subprocess.CompletedProcess(command, process.returncode, text)
+
+    def serve(self, pod: str, *, http: int | None = None, echo: int | None = None) -> None:
+        """Start our application in a pod and wait until it listens."""
+        ports = [*(["--http", str(http)] if http else []), *(["--echo", str(echo)] if echo else [])]
+        process = self.start(pod, *python("-m", "daemonset.local.app", "serve", *ports))
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert b"listens on" in first, f"{pod}: {(first + process.stdout.read()).decode()}"
+
+    def try_get(self, pod: str, url: str, *headers: str) -> "subprocess.CompletedProcess[str]":
+        """One HTTP request from a pod by our application's client; status 1 without an answer."""
+        options = [word for header in headers for word in ("--header", header)]
+        return self.run(pod, *python("-m", "daemonset.local.app", "get", url, *options))
+
+    def get(self, pod: str, url: str, *headers: str) -> Any:
+        """One HTTP request that must be answered; the answer, decoded from JSON."""
+        done = self.try_get(pod, url, *headers)
+        assert done.returncode == 0, f"{pod} got no answer from {url}: {done.stdout}{self.logs()}"
+        return json.loads(done.stdout)
+
+    # Looking
+
+    def access_log(self, node: str) -> LogView:
+        """What a node's ztunnel logs from now on."""
+        return LogView(self, self.observer.follow_access(node))
+
+    def access_log_of(self, pod: str) -> LogView:
+        """What the ztunnel of a pod's node logs from now on."""
+        return self.access_log(self.node_of(pod))
+
+    def metrics(self, node: str) -> list[Sample]:
+        return list(parse_samples(self.observer.metrics(node)))
+
+    @contextmanager
+    def wire(self, node: str) -> Iterator[Capture]:
+        """Capture between a node and the others; to be looked at after the block."""
+        underlay = self.mesh.network.underlay
+        assert underlay is not None
+        wire = Wire(underlay.network, self.mesh.topology.nodes[node].link)
+        capture = Capture()
+        try:
+            yield capture
+            wire.read_into(capture)
+        finally:
+            wire.close()
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        """Raises NotSeenError with all logs when *condition* does not come true in time."""
+        if not self.mesh.wait(condition, PATIENCE):
+            raise NotSeenError(f"not within {PATIENCE:g} s: {what}{self.logs()}")
+
+    def logs(self) -> str:
+        """The ends of the logs of the mesh's own processes."""
+        running = self.mesh.processes.running
+        return "".join(
+            f"\n{name} ({running[name].state}):\n{last_lines(running[name].program.log, 30)}"
+            for name in self.mesh.programs.states()
+        )
+
+    def close(self) -> None:
+        self.mesh.close()
+        for process in self._started:
+            if process.stdout is not None:
+                process.stdout.close()
+
+    def _pods(self, namespace: str) -> list[PodPlan]:
+        return [pod for pod in self.mesh.topology.pods.values() if pod.namespace == namespace]
+
+
+def namespace_yaml(name: str, *, in_mesh: bool) -> str:
+    labels = f"{{{_LABEL}: ambient}}" if in_mesh else "{}"
+    return f"apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {labels}}}\n"
+
+
+@contextmanager
+def mesh_lab(
+    folder: Path,
+    *,
+    nodes: int = 2,
+    pods: Mapping[str, int] | None = None,
+    ipv6: bool = False,
+    objects: str = "",
+    with_mesh: bool = True,
+    ztunnel: Mapping[str, str] | None = None,
+) -> Iterator[MeshLab]:
+    """Build it and wait until it is ready; nothing is enrolled yet.
+
+    Args:
+        folder: for its YAML, ``tmp_path`` of the test.
+        pods: name (or namespace/name) -> number of the node; they idle until told to do something.
+        objects: more YAML (pods, services, policies).
+        ztunnel: more of the environment of every ztunnel.
+    """
+    yaml = folder / "yaml"
+    yaml.mkdir()
+    machines = "".join(node_yaml(number, ipv6=ipv6) for number in range(1, nodes + 1))
+    (yaml / "nodes.yaml").write_text(machines)
+    text = ""
+    for pod, node in (pods or {}).items():
+        namespace, _, name = _full(pod).partition("/")
+        command = "[sleep, infinity]"
+        text += pod_yaml(name, node, namespace=namespace, command=command, account=name)
+    (yaml / "objects.yaml").write_text(text + objects)
+    name = f"test-{next(_names)}-{folder.name[-12:]}"
+    settings = Settings(name=name, folder=yaml, with_mesh=with_mesh, ztunnel=dict(ztunnel or {}))
+    reports: list[str] = []
+    lab = MeshLab(Mesh.open(settings, reports.append))
+    try:
+        lab.mesh.start()
+        yield lab
+    finally:
+        lab.close()
+
+
+def _full(pod: str) -> str:
+    return pod if "/" in pod else f"default/{pod}"
