@@ -220,7 +220,8 @@ class ControlPlane:
         )
 
     async def _watch(self) -> None:
-        async for _ in self._source.changes(self._config.poll_interval):
+        while True:
+            await self._source.next_change(self._config.poll_interval)
             self._take_objects()
             self._changed.set()
 

@@ -93,11 +93,14 @@ def _check_authority(certificate: x509.Certificate, place: str, now: datetime.da
     name = certificate.subject.rfc4514_string()
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-    except x509.ExtensionNotFound as error:
-        raise AuthorityError(f"{place}: {name}: no {error.oid._name} extension") from None
+    except x509.ExtensionNotFound:
+        constraints = x509.BasicConstraints(ca=False, path_length=None)
     if not constraints.ca:
         raise AuthorityError(f"{place}: {name} is not a CA certificate")
+    try:
+        certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+    except x509.ExtensionNotFound:
+        raise AuthorityError(f"{place}: {name} has no subject key identifier") from None
     if certificate.not_valid_after_utc <= now:
         raise AuthorityError(f"{place}: {name} expired at {certificate.not_valid_after_utc}")
 

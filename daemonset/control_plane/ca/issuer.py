@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -76,7 +76,8 @@ def new_root(
 class Issuer:
     """A key that signs, and its chain up to (without) the root; ``chain[0]`` is its own."""
 
-    key: PrivateKey
+    # Keys have no equality of their own; the certificate names the key as well.
+    key: PrivateKey = field(compare=False)
     chain: tuple[x509.Certificate, ...]
     certificate: x509.Certificate
 

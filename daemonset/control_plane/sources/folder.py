@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import trio
@@ -66,8 +66,8 @@ class FolderSource:
             raise FolderError(f"{self._folder} has errors:", problems)
         self._after(changes)
 
-    async def changes(self, interval: float = POLL_INTERVAL) -> AsyncIterator[None]:
-        """Yield after each step that ``state`` has taken."""
+    async def next_change(self, interval: float = POLL_INTERVAL) -> None:
+        """Wait until ``state`` has taken a step; looks every ``interval`` seconds."""
         while True:
             await trio.sleep(interval)
             # Looking and reading may take long on a slow disk: not in the way of others.
@@ -79,7 +79,7 @@ class FolderSource:
             for file in sorted(changes):
                 _log.info("%s %s", file, "is gone" if changes[file] is None else "has changed")
             self._after(changes)
-            yield
+            return
 
     def _after(self, changes: Mapping[str, bytes | None]) -> None:
         problems = frozenset(self.state.problems)

@@ -86,8 +86,14 @@ def read_documents(text: str) -> list[Located]:
             _put(stack[-1], finished)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        # At the end of the file the mark is behind the last line.
+        last = text.count("\n", 0, len(text) - 1) + 1
+        line = min(_line(mark), last)
         problem = error.problem or error.context or "not YAML"
-        raise YamlError(_line(mark), problem) from None
+        lines = text.split("\n")
+        if "cannot start any token" in problem and "\t" in lines[line - 1]:
+            problem = "a tab stands where only spaces may"
+        raise YamlError(line, problem) from None
     except yaml.YAMLError as error:
         position = getattr(error, "position", 0)
         line = text.count("\n", 0, position) + 1

@@ -182,7 +182,7 @@ spec: {clusterIP: 10.96.0.1}
 def test_the_oldest_entry_of_a_host_wins() -> None:
     texts = [
         ENTRY.format(
-            spec="{hosts: [a.example], addresses: [192.0.2.%d], resolution: STATIC}" % number,
+            spec=f"{{hosts: [a.example], addresses: [192.0.2.{number}], resolution: STATIC}}",
             labels="{}",
         ).replace("name: ext,", f"name: {name}, creationTimestamp: '{time}',")
         for number, name, time in [

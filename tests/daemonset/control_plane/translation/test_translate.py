@@ -29,26 +29,24 @@ def large_mesh(pods: int) -> str:
                 f"metadata: {{{place}}}, spec: {{selector: {{matchLabels: {{app: a{number}}}}}, "
                 "rules: [{from: [{source: {namespaces: [x]}}]}]}}"
             )
-        for pod in range(number * 5, number * 5 + 5):
-            documents.append(
-                f"{{apiVersion: v1, kind: Pod, metadata: {{name: p{pod}, "
-                f"namespace: ns{number % 10}, labels: {{app: a{number}}}}}, "
-                f"spec: {{nodeName: n{pod % 50}}}, "
-                f"status: {{podIP: 10.{pod >> 16}.{pod >> 8 & 255}.{pod & 255}}}}}"
-            )
+        documents += [
+            f"{{apiVersion: v1, kind: Pod, metadata: {{name: p{pod}, "
+            f"namespace: ns{number % 10}, labels: {{app: a{number}}}}}, "
+            f"spec: {{nodeName: n{pod % 50}}}, "
+            f"status: {{podIP: 10.{pod >> 16}.{pod >> 8 & 255}.{pod & 255}}}}}"
+            for pod in range(number * 5, number * 5 + 5)
+        ]
     return "\n---\n".join(documents)
 
 
 def changed(before: Translation, after: Translation) -> list[str]:
-    names = []
-    for old, new in (
-        (before.addresses, after.addresses),
-        (before.authorizations, after.authorizations),
-    ):
-        for name in sorted(old.keys() | new.keys()):
-            if name not in old or name not in new or old[name].version != new[name].version:
-                names.append(name)
-    return names
+    pairs = ((before.addresses, after.addresses), (before.authorizations, after.authorizations))
+    return [
+        name
+        for old, new in pairs
+        for name in sorted(old.keys() | new.keys())
+        if name not in old or name not in new or old[name].version != new[name].version
+    ]
 
 
 def test_one_changed_pod_changes_one_resource() -> None:
