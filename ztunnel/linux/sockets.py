@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from ztunnel.linux.netns import NetworkNamespace
+from ztunnel.linux.socket_stock import SocketStock
 
 SocketAddress = tuple[str, int]
 
@@ -177,8 +178,11 @@ def start_connect(
     source: str | None = None,
     keepalive: Keepalive | None = None,
     namespace: NetworkNamespace | None = None,
+    stock: SocketStock | None = None,
 ) -> socket.socket:
     """Begin a TCP connection and return its non-blocking socket at once.
+
+    The socket is taken from `stock` where one is given, and belongs to its namespace.
 
     When the socket becomes writable, `connect_result` says what became of it. With `source` the
     connection comes from that address, which need not be this host's (IP_TRANSPARENT and
@@ -186,7 +190,11 @@ def start_connect(
     between destinations). Raises OSError when the kernel refuses at once (ENETUNREACH, EPERM,
     EADDRNOTAVAIL); a refusal by the other end comes from `connect_result`, on loopback too.
     """
-    sock = _new(_family(destination[0]), socket.SOCK_STREAM, namespace)
+    family = _family(destination[0])
+    if stock is None:
+        sock = _new(family, socket.SOCK_STREAM, namespace)
+    else:
+        sock = stock.take(family)
     try:
         if mark is not None:
             set_mark(sock, mark)

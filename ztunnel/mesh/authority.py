@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from ztunnel.mesh.address import canonical_ip
@@ -24,6 +25,7 @@ class Authority(NamedTuple):
     port: int
 
 
+@lru_cache(maxsize=4096)  # a pod is asked for the same few again and again
 def parse_authority(text: str) -> Authority:
     """Read an authority.
 

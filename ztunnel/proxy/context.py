@@ -79,6 +79,7 @@ class Context:
         self.keep_source = sockets.original_source is not OriginalSource.NEVER
         self.must_keep_source = sockets.original_source is OriginalSource.ALWAYS
         self.illegal_ports = ILLEGAL_PORTS | {SOCKS_PORT} if config.socks5 else ILLEGAL_PORTS
+        engine.buffers.windows.largest = tunnel.stream_window
         self.http = LocalSettings(
             initial_window=min(_WINDOW, tunnel.stream_window),
             connection_window=tunnel.connection_window,

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from ztunnel.linux.sockets import Keepalive, SocketAddress, canonical, set_connection_options
+from ztunnel.linux.sockets import SocketAddress, canonical
 from ztunnel.relay.engine import Engine
 
 log = logging.getLogger("ztunnel.proxy")
@@ -26,12 +26,10 @@ class Listener:
         engine: Engine,
         sock: socket.socket,
         accepted: Accepted,
-        keepalive: Keepalive | None,
     ) -> None:
         self._engine = engine
         self.socket = sock
         self._accepted = accepted
-        self._keepalive = keepalive
         self._closed = False
         self._exhausted = False
         engine.register(sock.fileno(), self, select.EPOLLIN)
@@ -52,12 +50,6 @@ class Listener:
                 raise
             self._exhausted = False
             sock.setblocking(False)
-            if self._keepalive is not None:
-                try:
-                    set_connection_options(sock, self._keepalive)
-                except OSError:
-                    sock.close()
-                    continue
             try:
                 self._accepted(sock, (canonical(address[0]), address[1]))
             except Exception:

@@ -166,7 +166,7 @@ class Outbound(Connection):
                 decision.next_hop,
                 mark=context.mark,
                 keepalive=context.keepalive,
-                namespace=self._pod.namespace,
+                stock=self._pod.sockets_ahead,
             )
         except OSError as error:
             self._give_up(*failure_of(error, decision.next_hop))

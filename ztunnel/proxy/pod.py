@@ -11,7 +11,13 @@ from ztunnel.config.model import OriginalSource
 from ztunnel.hbone.baggage import Baggage, format_baggage, parse_baggage
 from ztunnel.hbone.server import TunnelServer
 from ztunnel.linux.netns import NetworkNamespace
-from ztunnel.linux.sockets import SocketAddress, listen_tcp, local_of
+from ztunnel.linux.socket_stock import SocketStock
+from ztunnel.linux.sockets import (
+    SocketAddress,
+    listen_tcp,
+    local_of,
+    set_connection_options,
+)
 from ztunnel.mesh.identity import Identity
 from ztunnel.mesh.workload import Workload
 from ztunnel.proxy.certificates import CertificateUnavailable
@@ -75,6 +81,7 @@ class PodProxy:
         self.info = info
         self.uid = info.uid
         self.namespace = namespace
+        self.sockets_ahead = SocketStock(namespace)
         self._pools: dict[Identity, Pool] = {}
         self._tunnels: set[InboundTunnel] = set()
         self._baggage: tuple[Workload | None, str] = (None, "")
@@ -120,9 +127,10 @@ class PodProxy:
             "socks": lambda sock, client: accept_socks(self, sock, client),
         }
         for kind, sock in opened.items():
-            # The tunnels have keepalive of their own (PING).
-            keepalive = None if kind == "hbone" else self.context.keepalive
-            self._listeners[kind] = Listener(self.context.engine, sock, accept[kind], keepalive)
+            if kind != "hbone":  # tunnels have keepalive of their own (PING)
+                # Accepted sockets inherit it: cheaper than setting it on each of them.
+                set_connection_options(sock, self.context.keepalive)
+            self._listeners[kind] = Listener(self.context.engine, sock, accept[kind])
 
     @staticmethod
     def _inherit(inherited: dict[str, socket.socket], kind: str) -> socket.socket | None:
@@ -245,7 +253,7 @@ class PodProxy:
         pool = self._pools.get(identity)
         if pool is None:
             context = self.context
-            pool = Pool(context.pools, context.nursery, self.namespace, identity)
+            pool = Pool(context.pools, context.nursery, self.sockets_ahead, identity)
             self._pools[identity] = pool
         return pool
 
@@ -373,6 +381,7 @@ class PodProxy:
                 owner.tunnel.close(reason)
         for connection in self.context.registry.of(self.uid):
             connection.end("-", reason)
+        self.sockets_ahead.close()
         if self.namespace is not None:
             self.namespace.close()
         log.info("pod %s is no longer served: %s", self, reason)

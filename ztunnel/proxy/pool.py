@@ -16,7 +16,7 @@ import trio
 from ztunnel.hbone.client import TunnelClient
 from ztunnel.http2.events import GoAwayReceived, SettingsReceived
 from ztunnel.http2.settings import LocalSettings
-from ztunnel.linux.netns import NetworkNamespace
+from ztunnel.linux.socket_stock import SocketStock
 from ztunnel.linux.sockets import Keepalive, SocketAddress, start_connect
 from ztunnel.mesh.identity import Identity
 from ztunnel.proxy.certificates import CertificateStore, CertificateUnavailable
@@ -152,11 +152,11 @@ class Pool:
         self,
         settings: PoolSettings,
         nursery: trio.Nursery,
-        namespace: NetworkNamespace | None,
+        sockets: SocketStock,
         source: Identity,
     ) -> None:
         self.settings = settings
-        self.namespace = namespace
+        self._sockets = sockets
         self.source = source
         self._nursery = nursery
         self._tunnels: dict[PeerKey, list[PooledTunnel]] = {}
@@ -269,7 +269,7 @@ class Pool:
             key.address,
             mark=settings.mark,
             keepalive=settings.keepalive,
-            namespace=self.namespace,
+            stock=self._sockets,
         )
         try:
             with trio.move_on_after(settings.connect_timeout) as limit:

@@ -37,7 +37,7 @@ def connect_to_application(
             mark=context.mark,
             source=source,
             keepalive=context.keepalive,
-            namespace=pod.namespace,
+            stock=pod.sockets_ahead,
         )
     except OSError as error:
         if source is None or context.must_keep_source or error.errno not in _NOT_ALLOWED:
@@ -48,5 +48,5 @@ def connect_to_application(
                 "applications see this proxy's address instead of their clients': %s", error
             )
         return start_connect(
-            target, mark=context.mark, keepalive=context.keepalive, namespace=pod.namespace
+            target, mark=context.mark, keepalive=context.keepalive, stock=pod.sockets_ahead
         )

@@ -19,10 +19,26 @@ _RECORD_OVERHEAD: Final = 22
 _PLAIN_SLACK: Final = 16640
 
 
+class Windows:
+    """How far the receive windows of streams may grow.
+
+    Attributes:
+        largest: bytes of one stream's window.
+        left: bytes that all streams together may still be given.
+    """
+
+    __slots__ = ("largest", "left")
+
+    def __init__(self, largest: int = 4 << 20, budget: int = 256 << 20) -> None:
+        self.largest = largest
+        self.left = budget
+
+
 class Buffers:
     """One set of shared buffers."""
 
     def __init__(self) -> None:
+        self.windows: Final = Windows()
         # Ciphertext as received; what is left of a record goes in front of the next read.
         self.wire: Final = memoryview(bytearray(READ + RECORD + 1024))
         self.plain: Final = memoryview(bytearray(len(self.wire) + _PLAIN_SLACK))

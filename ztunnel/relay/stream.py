@@ -6,6 +6,13 @@ written. What one side does not take holds up the other: an application that
 does not read stops the stream's credit (its window is the most that is ever
 kept here), a full window or a full tunnel stops the reading from the
 application.
+
+A stream starts with a small window and is given a larger one each time it has
+moved a window's worth to an application that takes it: measured, bulk at
+256 KiB costs 1.5 times the processor time of bulk at 4 MiB, because each
+window update wakes both ends. What all streams together were given beyond the
+start comes out of one budget, so that stuck readers cannot take a node's
+memory.
 """
 
 import select
@@ -41,7 +48,8 @@ class StreamFlow(StreamOwner):
     """
 
     __slots__ = (
-        "_app", "_big", "_discarding", "_ended", "_fin_sent", "_first", "_mask", "_other",
+        "_app", "_big", "_discarding", "_ended", "_fin_sent", "_first", "_granted", "_grow_at",
+        "_mask", "_other",
         "_ours", "_pending", "app_is_client", "closed", "discarded", "engine", "fd", "from_app",
         "from_peer", "http", "owner", "recv_into", "recvmsg_into", "send", "sock", "stream",
         "tunnel",
@@ -77,6 +85,8 @@ class StreamFlow(StreamOwner):
         self._first: ClosedBy | None = None
         self._big = False
         self._pending = bytearray()
+        self._grow_at = stream.window  # bytes from the peer after which the window grows
+        self._granted = 0  # out of the budget
         self._ours = 0  # bytes at the front of `_pending` that came from no peer
         self._mask = int(_IN)
         self._ended = False  # the peer sent END_STREAM
@@ -225,6 +235,8 @@ class StreamFlow(StreamOwner):
             self._arm(self._mask | _OUT)
         elif ended:
             self._send_fin()
+        elif self.from_peer >= self._grow_at:
+            self._grow()
 
     def deliver_many(self, views: list[memoryview], ended: bool) -> None:
         """The same for several pieces, with one system call."""
@@ -261,6 +273,21 @@ class StreamFlow(StreamOwner):
             self._arm(self._mask | _OUT)
         elif ended:
             self._send_fin()
+        elif self.from_peer >= self._grow_at:
+            self._grow()
+
+    def _grow(self) -> None:
+        """Doubles the stream's window, as far as the budget and the setting allow."""
+        windows = self.tunnel.buffers.windows
+        window = self.stream.window
+        more = min(window, windows.largest - window, windows.left)
+        if more <= 0:
+            self._grow_at = 1 << 62
+            return
+        windows.left -= more
+        self._granted += more
+        self._grow_at = self.from_peer + window + more
+        self.http.grow_window(self.stream, more)
 
     def start_with(self, ours: bytes, early: bytes, ended: bool) -> None:
         """What goes to the application first: bytes of ours (a PROXY header), and what the
@@ -375,6 +402,7 @@ class StreamFlow(StreamOwner):
             return
         self.closed = True
         self._pending = bytearray()
+        self.tunnel.buffers.windows.left += self._granted
         self.engine.close_later(self.sock)
         self.tunnel.stream_ended()
         self.owner.flow_ended(
