@@ -20,7 +20,7 @@ from daemonset.control_plane.ca.private_files import UnsafeFileError, make_priva
 from daemonset.control_plane.ca.tokens import TokenSubject, open_token_key
 from daemonset.control_plane.config import ControlPlaneConfig
 from daemonset.control_plane.server import ControlPlane
-from daemonset.control_plane.sources.folder import FolderError, FolderSource
+from daemonset.control_plane.sources.folder import FolderError, read_folder
 from daemonset.control_plane.translation.finding import Severity
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.control_plane.translation.translate import Translator
@@ -184,13 +184,11 @@ def _rotate_root(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    source = FolderSource(arguments.folder)
     try:
-        source.load(refuse_errors=False)
+        state = read_folder(arguments.folder)
     except FolderError as error:
         print(error, file=sys.stderr)
         return 1
-    state = source.state
     for problem in state.problems:
         print(problem)
     for kind, place in state.ignored.items():

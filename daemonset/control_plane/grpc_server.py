@@ -30,6 +30,7 @@ _OPTIONS = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
 ]
+_PATIENCE = 10.0  # seconds to wait for an answer of the loop's thread
 _GRACE = 1.0  # seconds for streams to end when stopping
 
 
@@ -81,10 +82,21 @@ class GrpcThread:
         self._loop.call_soon_threadsafe(run)
         return result
 
+    def ask(self, function: Callable[[], T]) -> T:
+        """Call a function in the loop's thread and wait for what it returns.
+
+        Raises:
+            TimeoutError: the loop has ended, or is stuck.
+        """
+        return self.call(function).result(_PATIENCE)
+
     def stop(self) -> None:
         """End all streams and the thread."""
         if self._loop is not None and self._stopping is not None:
-            self._loop.call_soon_threadsafe(self._stopping.set)
+            try:
+                self._loop.call_soon_threadsafe(self._stopping.set)
+            except RuntimeError:
+                _log.debug("the gRPC servers had not started, or have ended already")
         if self._thread is not None:
             self._thread.join()
 

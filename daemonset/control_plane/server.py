@@ -6,7 +6,6 @@ import datetime
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass
 
 import trio
@@ -173,7 +172,7 @@ class ControlPlane:
             snapshot = self._mesh.snapshot
             return all(client.is_up_to_date(snapshot) for client in self._discovery.clients)
 
-        return self._grpc.call(ask).result()
+        return self._grpc.ask(ask)
 
     def _listen(self) -> list[Listener]:
         config = self._config
@@ -295,7 +294,4 @@ class ControlPlane:
                 for client in self._discovery.clients
             ]
 
-        try:
-            return self._grpc.call(ask).result(timeout=5)
-        except (TimeoutError, CancelledError):
-            return []
+        return self._grpc.ask(ask)

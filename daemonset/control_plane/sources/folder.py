@@ -48,10 +48,7 @@ class FolderSource:
         Raises:
             FolderError: the folder cannot be read, or see above.
         """
-        try:
-            changes = self._scanner.first()
-        except OSError as error:
-            raise FolderError(f"{self._folder}: {error.strerror or error}") from error
+        changes = _first(self._scanner, self._folder)
         contents = _read(changes)
         for file, content in contents.items():
             old = self._last_good.read(file) if self._last_good is not None else None
@@ -102,6 +99,24 @@ class FolderSource:
                     self._last_good.write(file, data)
             except OSError as error:
                 _log.error("no copy of %s can be kept for the next start: %s", file, error)
+
+
+def read_folder(folder: Path) -> FolderState:
+    """What a folder holds now, with all that is wrong with it; nothing is logged or kept.
+
+    Raises:
+        FolderError: it cannot be read.
+    """
+    state = FolderState()
+    state.apply(_read(_first(FolderScanner(folder), folder)))
+    return state
+
+
+def _first(scanner: FolderScanner, folder: Path) -> dict[str, bytes | None]:
+    try:
+        return scanner.first()
+    except OSError as error:
+        raise FolderError(f"{folder}: {error.strerror or error}") from error
 
 
 def _read(changes: Mapping[str, bytes | None]) -> dict[str, FileContent | None]:

@@ -37,12 +37,13 @@ class YamlError(Exception):
 class _Open:
     """A collection whose end has not come yet; ``key`` is the pending key of a mapping."""
 
-    __slots__ = ("items", "key", "line")
+    __slots__ = ("items", "key", "key_line", "line")
 
     def __init__(self, items: list[Located] | dict[str, Located], line: int) -> None:
         self.items = items
         self.line = line
         self.key: str | None = None
+        self.key_line = 0
 
 
 def read_documents(text: str) -> list[Located]:
@@ -121,7 +122,11 @@ def _put(opened: _Open, value: Located) -> None:
         if inner in opened.items:
             raise YamlError(value.line, f"the key {inner!r} is there twice")
         opened.key = inner
+        opened.key_line = value.line
     else:
+        # A field stands where its name stands, also when its value begins on the next line.
+        if value.line != opened.key_line:
+            value = Located(value.value, opened.key_line)
         opened.items[opened.key] = value
         opened.key = None
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import threading
+import urllib.request
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import pytest
@@ -14,9 +19,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from daemonset.control_plane.ca.issuer import new_key
 from daemonset.control_plane.ca.tokens import TokenSubject
 from daemonset.control_plane.config import ControlPlaneConfig
+from daemonset.control_plane.objects.objectset import ObjectSet
 from daemonset.control_plane.server import ControlPlane
 from daemonset.control_plane.sources.folder import FolderError
 from daemonset.control_plane.translation.resource import ADDRESS, AUTHORIZATION
+from daemonset.control_plane.translation.translate import Translator
 from tests.support.delta_stream import delta_stream
 from ztunnel.proto import ca_pb2
 
@@ -160,3 +167,211 @@ async def test_a_folder_with_errors_is_not_served_from_the_start(
     (config.source / "policy.yaml").write_text(POLICY.replace("principals", "principal"))
     with pytest.raises(FolderError, match=r"policy.yaml:9: .*only-web.*principal"):
         await ControlPlane(config).run()
+
+
+async def test_a_broken_folder_keeps_its_last_good_version_over_a_restart(
+    config: ControlPlaneConfig, nursery: trio.Nursery
+) -> None:
+    (config.source / "mesh.yaml").write_text(MESH)
+    (config.source / "policy.yaml").write_text(POLICY)
+    async with trio.open_nursery() as inner:
+        await inner.start(ControlPlane(config).run)
+        inner.cancel_scope.cancel()
+    (config.source / "policy.yaml").write_text(POLICY.replace("principals", "principal"))
+    plane = ControlPlane(config)
+    await nursery.start(plane.run)
+    assert [problem.file for problem in plane.problems] == ["policy.yaml"]
+    assert list(plane.objects.authorization_policies) == [("shop", "only-web")]
+    nursery.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(5):
+        while True:
+            if condition():
+                return
+            await trio.sleep(0.01)
+
+
+async def status_of(port: int, path: str) -> Any:
+    def ask() -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return json.load(answer)
+
+    return await trio.to_thread.run_sync(ask)
+
+
+async def test_status_says_who_is_connected_and_what_is_wrong(
+    config: ControlPlaneConfig, nursery: trio.Nursery
+) -> None:
+    (config.source / "mesh.yaml").write_text(MESH)
+    plane = ControlPlane(config)
+    ports = await nursery.start(plane.run)
+
+    def client(rejected: threading.Event, done: threading.Event) -> None:
+        with delta_stream(f"127.0.0.1:{ports.xds}") as stream:
+            stream.send(ADDRESS, node="node-a")
+            response = stream.receive(ack=False)
+            stream.send(ADDRESS, response_nonce=response.nonce, error="no good")
+            rejected.set()
+            done.wait(10)
+
+    rejected, done = threading.Event(), threading.Event()
+    nursery.start_soon(trio.to_thread.run_sync, client, rejected, done)
+    await trio.to_thread.run_sync(rejected.wait, 5)
+    await plane.settled()
+    (connected,) = await status_of(ports.status, "/debug/clients")
+    assert connected["node_name"] == "node-a"
+    assert connected["types"]["Address"]["rejected"] == 1
+    assert connected["types"]["Address"]["last_rejection"] == "no good"
+    (config.source / "bad.yaml").write_text("a: [")
+    l7 = POLICY.replace("principals", "requestPrincipals")
+    (config.source / "policy.yaml").write_text(l7)
+    await until(lambda: bool(plane.problems and plane.findings))
+    found = await status_of(ports.status, "/debug/findings")
+    assert [problem["file"] for problem in found["refused"]] == ["bad.yaml"]
+    assert found["findings"][0]["place"] == "policy.yaml:9"
+    assert found["findings"][0]["severity"] == "error"
+    resources = await status_of(ports.status, "/debug/resources")
+    assert resources["addresses"]["Kubernetes//Pod/shop/web"]["workload"]["node"] == "node-a"
+    assert resources["authorizations"]["shop/only-web"]["namespace"] == "shop"
+
+    def metrics() -> str:
+        url = f"http://127.0.0.1:{ports.status}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    text = await trio.to_thread.run_sync(metrics)
+    for line in (
+        "ambient_xds_clients 1.0",
+        'ambient_resources{type="address"} 2.0',
+        'ambient_findings{severity="error"} 1.0',
+        "ambient_refused_files 1.0",
+    ):
+        assert line in text
+    done.set()
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_pod_is_reached_through_hbone_once_its_agent_says_so(
+    config: ControlPlaneConfig, nursery: trio.Nursery
+) -> None:
+    (config.source / "mesh.yaml").write_text(MESH)
+    plane = ControlPlane(dataclasses.replace(config, agents_report=True))
+    ports = await nursery.start(plane.run)
+
+    async def protocol() -> str:
+        resources = await status_of(ports.status, "/debug/resources")
+        workload = resources["addresses"]["Kubernetes//Pod/shop/web"]["workload"]
+        found: str = workload.get("tunnelProtocol", "NONE")
+        return found
+
+    assert await protocol() == "NONE"
+    plane.report_captured("shop", "web", True)
+    await until(lambda: plane.generation == 2)
+    assert await protocol() == "HBONE"
+    # Gone and back: another pod, which nobody has captured.
+    (config.source / "mesh.yaml").write_text(MESH.replace("name: web,", "name: other,"))
+    await until(lambda: plane.generation == 3)
+    (config.source / "mesh.yaml").write_text(MESH)
+    await until(lambda: plane.generation == 4)
+    assert await protocol() == "NONE"
+    nursery.cancel_scope.cancel()
+
+
+async def test_reports_need_the_setting(config: ControlPlaneConfig) -> None:
+    with pytest.raises(RuntimeError, match="goes by labels"):
+        ControlPlane(config).report_captured("shop", "web", True)
+
+
+async def test_a_folder_may_be_completed_and_watched(
+    config: ControlPlaneConfig, nursery: trio.Nursery
+) -> None:
+    (config.source / "mesh.yaml").write_text(MESH.replace("status: {podIP: 10.0.0.1}", ""))
+
+    def complete(objects: ObjectSet) -> ObjectSet:
+        pods = {
+            key: pod if pod.ips else dataclasses.replace(pod, ips=("10.0.0.99",))
+            for key, pod in objects.pods.items()
+        }
+        return dataclasses.replace(objects, pods=pods)
+
+    plane = ControlPlane(config, complete)
+    seen: list[int] = []
+    plane.on_objects(lambda objects: seen.append(len(objects.pods)))
+    ports = await nursery.start(plane.run)
+    resources = await status_of(ports.status, "/debug/resources")
+    assert "Kubernetes//Pod/shop/web" in resources["addresses"]
+    assert seen == [2]
+    (config.source / "mesh.yaml").unlink()
+    await until(lambda: seen == [2, 0])
+    nursery.cancel_scope.cancel()
+
+
+async def test_tls_streams_need_a_token(config: ControlPlaneConfig, nursery: trio.Nursery) -> None:
+    (config.source / "mesh.yaml").write_text(MESH)
+    plane = ControlPlane(config)
+    ports = await nursery.start(plane.run)
+    roots = (config.state / "root-cert.pem").read_bytes()
+    assert roots == plane.roots_pem.encode()
+
+    def stream(token: str) -> int:
+        metadata = [("authorization", f"Bearer {token}")] if token else None
+        credentials = grpc.ssl_channel_credentials(roots)
+        with delta_stream(f"localhost:{ports.tls}", credentials, metadata) as opened:
+            opened.send(ADDRESS)
+            return len(opened.receive().resources)
+
+    assert await trio.to_thread.run_sync(stream, plane.mint_token(ZTUNNEL)) == 2
+    for token in ("", "x.y.z", plane.mint_token(ZTUNNEL, lifetime=-60.0)):
+        with pytest.raises(grpc.RpcError) as caught:
+            await trio.to_thread.run_sync(stream, token)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    nursery.cancel_scope.cancel()
+
+
+async def test_without_plaintext_there_is_one_grpc_port(
+    config: ControlPlaneConfig, nursery: trio.Nursery
+) -> None:
+    plane = ControlPlane(dataclasses.replace(config, xds_port=None))
+    ports = await nursery.start(plane.run)
+    assert ports.xds == 0
+    assert ports.tls > 0
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_status_port_that_is_taken_ends_it(
+    config: ControlPlaneConfig, nursery: trio.Nursery
+) -> None:
+    first = await nursery.start(ControlPlane(config).run)
+    second = dataclasses.replace(config, status_port=first.status)
+    with pytest.raises(OSError, match="cannot listen"):
+        await ControlPlane(second).run()
+    second = dataclasses.replace(config, tls_port=first.tls)
+    with pytest.raises(OSError, match="cannot listen"):
+        await ControlPlane(second).run()
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_translation_that_fails_leaves_what_is_in_force(
+    config: ControlPlaneConfig,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (config.source / "mesh.yaml").write_text(MESH)
+    plane = ControlPlane(config)
+    await nursery.start(plane.run)
+
+    def fail(*_: object) -> None:
+        raise ValueError("a mistake of ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Translator, "translate", fail)
+        (config.source / "policy.yaml").write_text(POLICY)
+        await until(lambda: "a mistake of ours" in caplog.text)
+    assert plane.generation == 1
+    (config.source / "more.yaml").write_text(POLICY.replace("only-web", "another"))
+    await until(lambda: plane.generation == 2)
+    nursery.cancel_scope.cancel()

@@ -29,8 +29,8 @@ def test_values_know_their_lines() -> None:
     (document,) = read_documents("a: 1\nb:\n  - x\n  - c:\n      d: e\n")
     assert document.line_of("a") == 1
     assert document.line_of("b[1].c.d") == 5
-    assert document.line_of("b[1].c.missing.far[3]") == 5
-    assert document.line_of("b[9]") == 3
+    assert document.line_of("b[1].c.missing.far[3]") == 4
+    assert document.line_of("b[9]") == 2
     assert document.line_of("") == 1
 
 

@@ -49,10 +49,10 @@ class Server:
         before = self.snapshot
         snapshot = Snapshot(before.generation + 1, addresses, {}, before)
         self.snapshot = snapshot
-        self.grpc.call(lambda: self.discovery.publish(snapshot)).result()
+        self.grpc.ask(lambda: self.discovery.publish(snapshot))
 
     def clients(self) -> int:
-        return self.grpc.call(lambda: len(self.discovery.clients)).result()
+        return self.grpc.ask(lambda: len(self.discovery.clients))
 
 
 @pytest.fixture
