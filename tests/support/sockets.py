@@ -1,5 +1,6 @@
 """Applications of a test: trio sockets inside the network namespaces of pods."""
 
+import random
 import socket
 import struct
 
@@ -74,3 +75,41 @@ async def echo(stream: trio.SocketStream) -> None:
 async def serve_echo(listener: trio.SocketListener) -> None:
     """Echoes every connection until cancelled."""
     await trio.serve_listeners(echo, [listener])
+
+
+def loopback() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a TCP connection, non-blocking."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        one = socket.create_connection(listener.getsockname())
+        other, _ = listener.accept()
+    one.setblocking(False)
+    other.setblocking(False)
+    return one, other
+
+
+def tcp_pair() -> tuple[trio.SocketStream, socket.socket]:
+    """Both ends of a TCP connection: an application's, and ours."""
+    app, ours = loopback()
+    return trio.SocketStream(trio.socket.from_stdlib_socket(app)), ours
+
+
+async def send_in_pieces(stream: trio.SocketStream, data: bytes, rng: random.Random) -> None:
+    """Sends everything in pieces of very different sizes, then ends its half."""
+    position = 0
+    while position < len(data):
+        size = rng.choice((1, 100, 5000, 100_000))
+        await stream.send_all(data[position : position + size])
+        position += size
+        if rng.random() < 0.05:
+            await trio.sleep(0.001)
+    await stream.send_eof()
+
+
+async def receive_slowly(stream: trio.SocketStream, rng: random.Random) -> bytes:
+    """Receives everything, in no hurry."""
+    data = bytearray()
+    while some := await stream.receive_some(rng.choice((10, 3000, 200_000))):
+        data += some
+        if rng.random() < 0.02:
+            await trio.sleep(0.002)
+    return bytes(data)

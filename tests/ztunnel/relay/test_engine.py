@@ -1,0 +1,190 @@
+"""The engine: rounds, waits, deadlines, and what a failing handler costs."""
+
+import select
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+
+from ztunnel.relay.engine import Engine
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    made = Engine()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.run)
+        nursery.start_soon(made.watch_deadlines)
+        yield made
+        nursery.cancel_scope.cancel()
+    made.close()
+
+
+class Recorder:
+    """A handler that reads what comes, or fails."""
+
+    def __init__(self, engine: Engine, sock: socket.socket, fails: bool = False) -> None:
+        sock.setblocking(False)
+        self.engine = engine
+        self.sock = sock
+        self.fails = fails
+        self.data = b""
+        self.error: BaseException | None = None
+        self.arrived = trio.Event()
+        engine.register(sock.fileno(), self, select.EPOLLIN)
+
+    def ready(self, events: int) -> None:
+        if self.fails:
+            raise ValueError("on purpose")
+        self.data += self.sock.recv(100)
+        self.arrived.set()
+
+    def failed(self, error: BaseException) -> None:
+        self.error = error
+        self.engine.close_later(self.sock)
+        self.arrived.set()
+
+
+async def test_a_handler_gets_its_events(engine: Engine) -> None:
+    near, far = socket.socketpair()
+    recorder = Recorder(engine, near)
+    far.send(b"hello")
+    with trio.fail_after(1):
+        await recorder.arrived.wait()
+    assert recorder.data == b"hello"
+    engine.close_later(near)
+    far.close()
+
+
+async def test_an_exception_ends_one_handler_only(engine: Engine) -> None:
+    near, far = socket.socketpair()
+    other_near, other_far = socket.socketpair()
+    bad = Recorder(engine, near, fails=True)
+    good = Recorder(engine, other_near)
+    far.send(b"x")
+    other_far.send(b"y")
+    with trio.fail_after(1):
+        await bad.arrived.wait()
+        await good.arrived.wait()
+    assert isinstance(bad.error, ValueError)
+    assert good.data == b"y"
+    assert engine.errors == 1
+    engine.close_later(other_near)
+    far.close()
+    other_far.close()
+
+
+async def test_a_task_waits_in_the_same_epoll(engine: Engine) -> None:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    started = time.monotonic()
+
+    async def later() -> None:
+        await trio.sleep(0.05)
+        far.send(b"x")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(later)
+        with trio.fail_after(1):
+            await engine.wait(near.fileno(), select.EPOLLIN)
+    assert 0.04 < time.monotonic() - started < 0.5
+    near.close()
+    far.close()
+
+
+async def test_a_cancelled_wait_leaves_nothing_behind(engine: Engine) -> None:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    with trio.move_on_after(0.02) as scope:
+        await engine.wait(near.fileno(), select.EPOLLIN)
+    assert scope.cancelled_caught
+    recorder = Recorder(engine, near)  # the descriptor may be registered again
+    far.send(b"z")
+    with trio.fail_after(1):
+        await recorder.arrived.wait()
+    engine.close_later(near)
+    far.close()
+
+
+async def test_a_closed_descriptor_gets_no_stale_event(engine: Engine) -> None:
+    pairs = [socket.socketpair() for _ in range(2)]
+    served: list[int] = []
+
+    class Closer:
+        """Closes the other one, whatever was about to be served there."""
+
+        def __init__(self, index: int) -> None:
+            self.index = index
+            engine.register(pairs[index][0].fileno(), self, select.EPOLLIN)
+
+        def ready(self, events: int) -> None:
+            served.append(self.index)
+            engine.close_later(pairs[1 - self.index][0])
+            engine.close_later(pairs[self.index][0])
+
+        def failed(self, error: BaseException) -> None:
+            raise error
+
+    Closer(0)
+    Closer(1)
+    for _, far in pairs:
+        far.send(b"x")
+    await trio.sleep(0.05)
+    assert len(served) == 1
+    for _, far in pairs:
+        far.close()
+
+
+async def test_output_made_outside_a_round_is_written_soon(engine: Engine) -> None:
+    written = trio.Event()
+
+    class Dirty:
+        def flush(self) -> None:
+            written.set()
+
+        def failed(self, error: BaseException) -> None:
+            raise error
+
+    await trio.sleep(0.02)  # the engine is asleep by now
+    engine.dirty(Dirty())
+    with trio.fail_after(1):
+        await written.wait()
+
+
+async def test_deadlines_are_served_once_and_can_be_forgotten(engine: Engine) -> None:
+    expired: list[str] = []
+
+    class Item:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def expired(self) -> None:
+            expired.append(self.name)
+
+    kept, forgotten = Item("kept"), Item("forgotten")
+    engine.expire_at(kept, time.monotonic() + 0.05)
+    engine.expire_at(forgotten, time.monotonic() + 0.05)
+    engine.in_time(forgotten)
+    await trio.sleep(0.7)
+    assert expired == ["kept"]
+
+
+async def test_other_tasks_run_while_descriptors_are_always_ready(engine: Engine) -> None:
+    near, far = socket.socketpair()
+
+    class Busy:
+        def ready(self, events: int) -> None:
+            """Never reads: the descriptor stays ready."""
+
+        def failed(self, error: BaseException) -> None:
+            raise error
+
+    engine.register(near.fileno(), Busy(), select.EPOLLIN)
+    far.send(b"x")
+    with trio.fail_after(2):
+        for _ in range(20):
+            await trio.sleep(0.001)
+    engine.close_later(near)
+    far.close()

@@ -1,0 +1,290 @@
+"""The TLS path: two tunnel ends joined by a real connection, an application behind each."""
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from tests.support import pki, tls
+from tests.support.sockets import (
+    abort,
+    loopback,
+    receive_all,
+    receive_exactly,
+    receive_slowly,
+    send_in_pieces,
+    tcp_pair,
+)
+from ztunnel.hbone.client import TunnelClient
+from ztunnel.hbone.events import ConnectRequested, TunnelAccepted
+from ztunnel.hbone.server import TunnelServer
+from ztunnel.http2.events import SettingsReceived
+from ztunnel.http2.settings import LocalSettings
+from ztunnel.mesh.identity import Identity
+from ztunnel.relay.engine import Engine
+from ztunnel.relay.flow import ClosedBy, Outcome
+from ztunnel.relay.stream import StreamFlow
+from ztunnel.relay.tunnel import StreamOwner, Tunnel
+from ztunnel.tls.contexts import Records
+
+AUTHORITY = pki.make_root()
+
+
+class End:
+    """One application with its proxy's side of a stream."""
+
+    def __init__(self) -> None:
+        self.app, self.near = tcp_pair()
+        self.outcome: Outcome | None = None
+        self.ended = trio.Event()
+        self.flow: StreamFlow | None = None
+
+    def flow_ended(self, outcome: Outcome) -> None:
+        assert self.outcome is None
+        self.outcome = outcome
+        self.ended.set()
+
+    async def result(self) -> Outcome:
+        with trio.fail_after(5):
+            await self.ended.wait()
+        assert self.outcome is not None
+        return self.outcome
+
+
+class Opening(StreamOwner):
+    """A client's stream until it is accepted."""
+
+    def __init__(self, tunnel: Tunnel, end: End, running: trio.Event) -> None:
+        self.tunnel = tunnel
+        self.end = end
+        self.running = running
+
+    def accepted(self, event: TunnelAccepted) -> None:
+        end = self.end
+        end.flow = StreamFlow(self.tunnel, event.stream, end.near, end, app_is_client=True)
+        self.running.set()
+
+
+class Owner:
+    """Of a tunnel: remembers why it was lost, hands on what happens."""
+
+    def __init__(self, handle: Callable[[Tunnel, Any], None]) -> None:
+        self.handle = handle
+        self.lost: str | None = None
+
+    def event(self, tunnel: Tunnel, event: Any) -> None:
+        self.handle(tunnel, event)
+
+    def tunnel_lost(self, tunnel: Tunnel, reason: str) -> None:
+        self.lost = reason
+
+
+class Joined:
+    """Both tunnel ends, and connections through them."""
+
+    def __init__(self, engine: Engine, settings: LocalSettings, records: Records) -> None:
+        certificate = AUTHORITY.workload(Identity("cluster.local", "ns", "sa"))
+        near, far = tls.shake(tls.client(certificate, records), tls.server(certificate, records))
+        near_socket, far_socket = loopback()
+        self.ready = trio.Event()
+        self.servers: list[End] = []
+        self.client_owner = Owner(self._client_event)
+        self.server_owner = Owner(self._server_event)
+        self.client = Tunnel(
+            engine, near_socket, near.session, TunnelClient(settings), near.leftover,
+            self.client_owner,
+        )  # fmt: skip
+        self.server = Tunnel(
+            engine, far_socket, far.session, TunnelServer(settings), far.leftover,
+            self.server_owner,
+        )  # fmt: skip
+
+    def _client_event(self, tunnel: Tunnel, event: Any) -> None:
+        if isinstance(event, SettingsReceived) and event.first:
+            self.ready.set()
+
+    def _server_event(self, tunnel: Tunnel, event: Any) -> None:
+        if isinstance(event, ConnectRequested):
+            end = End()
+            self.servers.append(end)
+            tunnel.server.accept(event.stream)
+            tunnel.mark_dirty()
+            end.flow = StreamFlow(tunnel, event.stream, end.near, end, app_is_client=False)
+
+    async def connect(self) -> tuple[End, End]:
+        """A connection through the tunnel: the client's end and the server's."""
+        with trio.fail_after(5):
+            await self.ready.wait()
+            end, running = End(), trio.Event()
+            stream = self.client.client.connect("10.0.0.1:80")
+            stream.owner = Opening(self.client, end, running)
+            self.client.mark_dirty()
+            await running.wait()
+        return end, self.servers[-1]
+
+
+@asynccontextmanager
+async def joined(
+    frame: int = 1 << 20, window: int = 256 * 1024, records: Records = "own"
+) -> AsyncIterator[Joined]:
+    engine = Engine()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.run)
+        settings = LocalSettings(initial_window=window, max_frame_size=frame)
+        made = Joined(engine, settings, records)
+        yield made
+        made.client.close("test over")
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.02)
+        made.server.close("test over")
+        for end in made.servers:
+            end.app.socket.close()
+        nursery.cancel_scope.cancel()
+    engine.close()
+
+
+@pytest.mark.parametrize("records", ["own", "openssl"])
+@pytest.mark.parametrize("frame", [16384, 1 << 20])
+@pytest.mark.parametrize("seed", range(3))
+async def test_every_byte_arrives_in_both_directions(
+    records: Records, frame: int, seed: int
+) -> None:
+    async with joined(frame=frame, records=records) as room:
+        flows = [await room.connect() for _ in range(3)]
+        rng = random.Random(seed)
+        got: dict[tuple[int, str], bytes] = {}
+        sent: dict[tuple[int, str], bytes] = {}
+
+        async def receive(key: tuple[int, str], stream: trio.SocketStream) -> None:
+            got[key] = await receive_slowly(stream, random.Random(seed))
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for number, (client, server) in enumerate(flows):
+                    up = sent[number, "up"] = rng.randbytes(rng.randrange(900_000))
+                    down = sent[number, "down"] = rng.randbytes(rng.randrange(900_000))
+                    nursery.start_soon(send_in_pieces, client.app, up, random.Random(seed))
+                    nursery.start_soon(send_in_pieces, server.app, down, random.Random(seed))
+                    nursery.start_soon(receive, (number, "up"), server.app)
+                    nursery.start_soon(receive, (number, "down"), client.app)
+        assert got == sent
+        for number, (client, server) in enumerate(flows):
+            for end in (client, server):
+                outcome = await end.result()
+                assert outcome.error is None
+                assert outcome.from_client == len(sent[number, "up"])
+                assert outcome.from_server == len(sent[number, "down"])
+                end.app.socket.close()
+        assert room.client.idle
+        assert room.server.idle
+
+
+@pytest.mark.parametrize("client_first", [True, False])
+async def test_half_close_leaves_the_other_direction_open(client_first: bool) -> None:
+    async with joined() as room:
+        client, server = await room.connect()
+        one, other = (client, server) if client_first else (server, client)
+        await one.app.send_all(b"last words")
+        await one.app.send_eof()
+        assert await receive_all(other.app) == b"last words"
+        await other.app.send_all(b"still here")
+        assert await receive_exactly(one.app, 10) == b"still here"
+        await other.app.send_eof()
+        assert await receive_all(one.app) == b""
+        first = ClosedBy.CLIENT if client_first else ClosedBy.SERVER
+        for end in (client, server):
+            outcome = await end.result()
+            assert (outcome.error, outcome.closed_by) == (None, first)
+            end.app.socket.close()
+
+
+@pytest.mark.parametrize("client_first", [True, False])
+async def test_a_reset_becomes_a_reset(client_first: bool) -> None:
+    async with joined() as room:
+        client, server = await room.connect()
+        one, other = (client, server) if client_first else (server, client)
+        await one.app.send_all(b"x")
+        await receive_exactly(other.app, 1)
+        abort(one.app)
+        with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+            await receive_all(other.app)
+        assert (await other.result()).error is not None
+        other.app.socket.close()
+
+
+async def test_a_lost_tunnel_is_a_reset_for_both_applications() -> None:
+    async with joined() as room:
+        client, server = await room.connect()
+        room.client.close("cut")
+        for end in (client, server):
+            with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+                await receive_all(end.app)
+            assert (await end.result()).error is not None
+            end.app.socket.close()
+        assert room.server_owner.lost is not None
+
+
+async def test_a_stuck_reader_keeps_no_more_than_its_window_and_holds_nobody_up() -> None:
+    async with joined(window=65536) as room:
+        room.server.buffers.windows.largest = 65536
+        stuck, server = await room.connect()
+        client, other = await room.connect()
+        sent = 0
+        with trio.move_on_after(0.5):
+            while True:
+                await stuck.app.send_all(bytes(65536))
+                sent += 65536
+        assert server.flow is not None
+        assert len(server.flow._pending) <= 65536
+        for _ in range(100):
+            await client.app.send_all(b"ping")
+            with trio.fail_after(2):
+                assert await receive_exactly(other.app, 4) == b"ping"
+        received = 0
+        with trio.fail_after(10):
+            while received < sent:
+                received += len(await server.app.receive_some(1 << 18))
+        for end in (stuck, server, client, other):
+            end.app.socket.close()
+
+
+async def test_windows_grow_for_bulk_and_the_budget_comes_back() -> None:
+    async with joined() as room:
+        budget = room.server.buffers.windows.left
+        client, server = await room.connect()
+        size = 6 << 20
+
+        async def send() -> None:
+            await client.app.send_all(bytes(size))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            with trio.fail_after(10):
+                await receive_exactly(server.app, size)
+        assert server.flow is not None
+        assert server.flow.stream.window > 1 << 20
+        assert room.server.buffers.windows.left < budget
+        server.flow.abort("over")
+        assert room.server.buffers.windows.left == budget
+        for end in (client, server):
+            end.app.socket.close()
+
+
+async def test_a_drain_waits_for_the_last_stream() -> None:
+    async with joined() as room:
+        client, server = await room.connect()
+        room.client.finish_streams()
+        await client.app.send_all(b"x")
+        assert await receive_exactly(server.app, 1) == b"x"
+        await client.app.send_eof()
+        await server.app.send_eof()
+        await client.result()
+        with trio.fail_after(5):
+            while room.client_owner.lost is None:
+                await trio.sleep(0.01)
+        assert room.client_owner.lost == "drained"
+        for end in (client, server):
+            end.app.socket.close()
