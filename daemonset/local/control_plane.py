@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import trio
@@ -24,7 +24,16 @@ from daemonset.control_plane.objects.objectset import ObjectSet
 from daemonset.control_plane.server import ControlPlane
 from daemonset.control_plane.sources.folder import FolderError
 from daemonset.control_plane.translation.settings import MeshSettings
-from daemonset.local.shared_files import addresses_file, captured_file, root_file, token_file
+from daemonset.local.shared_files import (
+    PodsFile,
+    WantedFile,
+    WantedPod,
+    WatchedFile,
+    captured_file,
+    root_file,
+    settled_file,
+    token_file,
+)
 
 TOKEN_LIFETIME = 12 * 3600.0
 """Seconds; a new one is written at half of it."""
@@ -42,8 +51,8 @@ _log = logging.getLogger("daemonset.local.control_plane")
 class PodAddresses:
     """Fills in the addresses of pods whose objects say none."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, made: PodsFile) -> None:
+        self._made = made
 
     def complete(self, objects: ObjectSet) -> ObjectSet:
         """The same objects, all pods with their addresses."""
@@ -56,17 +65,17 @@ class PodAddresses:
             return objects
         known = self._wait_for(without)
         pods = {
-            key: dataclasses.replace(pod, ips=tuple(known["/".join(key)]), phase="Running")
+            key: dataclasses.replace(pod, ips=known["/".join(key)], phase="Running")
             if "/".join(key) in without & known.keys()
             else pod
             for key, pod in objects.pods.items()
         }
         return dataclasses.replace(objects, pods=pods)
 
-    def _wait_for(self, names: set[str]) -> dict[str, list[str]]:
+    def _wait_for(self, names: set[str]) -> dict[str, tuple[str, ...]]:
         deadline = time.monotonic() + _PATIENCE
         while True:
-            known: dict[str, list[str]] = json.loads(self._path.read_text())
+            known = {key: pod.addresses for key, pod in self._made.read().items()}
             missing = names - known.keys()
             if not missing or time.monotonic() > deadline:
                 break
@@ -83,7 +92,8 @@ class LocalControlPlane:
         self._run = run
         self._nodes = nodes
         self._captured: dict[str, set[str]] = {}
-        self._seen: dict[str, tuple[int, int]] = {}
+        self._reports = {node: WatchedFile(captured_file(run, node)) for node in nodes}
+        self._wanted = WantedFile(run)
         self.plane = ControlPlane(
             ControlPlaneConfig(
                 source=source,
@@ -93,7 +103,7 @@ class LocalControlPlane:
                 server_names=(address,),
                 agents_report=True,
             ),
-            PodAddresses(addresses_file(run)).complete,
+            PodAddresses(PodsFile(run)).complete,
         )
 
     async def serve(self) -> None:
@@ -101,8 +111,10 @@ class LocalControlPlane:
         async with trio.open_nursery() as nursery:
             root_file(self._run).write_text(self.plane.roots_pem)
             nursery.start_soon(self._keep_tokens_fresh)
+            self.plane.on_objects(self._tell_agents)
             await nursery.start(self.plane.run)
             nursery.start_soon(self._follow_agents)
+            nursery.start_soon(self._say_when_settled)
 
     async def _keep_tokens_fresh(self) -> None:
         while True:
@@ -112,28 +124,50 @@ class LocalControlPlane:
                 _write_private(path, self.plane.mint_token(subject, TOKEN_LIFETIME))
             await trio.sleep(TOKEN_LIFETIME / 2)
 
+    def _tell_agents(self, objects: ObjectSet) -> None:
+        self._wanted.write(wanted_pods(objects))
+
     async def _follow_agents(self) -> None:
         while True:
-            for node in self._nodes:
-                self._take_report(node)
+            for node, report in self._reports.items():
+                if report.has_changed():
+                    self._take_report(node, set(json.loads(report.path.read_text())))
             await trio.sleep(LOOK)
 
-    def _take_report(self, node: str) -> None:
-        path = captured_file(self._run, node)
-        try:
-            status = path.stat()
-            version = (status.st_ino, status.st_mtime_ns)
-            if version == self._seen.get(node):
-                return
-            now = set(json.loads(path.read_text()))
-        except FileNotFoundError:
-            return  # the agent has not started yet
-        self._seen[node] = version
+    def _take_report(self, node: str, now: set[str]) -> None:
         before = self._captured.get(node, set())
         self._captured[node] = now
         for pod in sorted(before ^ now):
             namespace, _, name = pod.partition("/")
             self.plane.report_captured(namespace, name, pod in now)
+
+    async def _say_when_settled(self) -> None:
+        file = WatchedFile(settled_file(self._run))
+        known = 0
+        while True:
+            generation = self.plane.generation
+            if generation != known:
+                await self.plane.settled()
+                file.replace(str(generation))
+                known = generation
+            await trio.sleep(LOOK)
+
+
+def wanted_pods(objects: ObjectSet) -> Iterator[WantedPod]:
+    """Pure: what agents have to know of the pods of these objects."""
+    for pod in objects.pods.values():
+        namespace = objects.namespaces.get(pod.meta.namespace)
+        if not pod.finished:
+            yield WantedPod(
+                namespace=pod.meta.namespace,
+                name=pod.meta.name,
+                node=pod.node,
+                service_account=pod.service_account,
+                host_network=pod.host_network,
+                labels=dict(pod.meta.labels),
+                annotations=dict(pod.meta.annotations),
+                namespace_labels={} if namespace is None else dict(namespace.meta.labels),
+            )
 
 
 def _write_private(path: Path, text: str) -> None:

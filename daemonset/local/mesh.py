@@ -3,7 +3,6 @@ of YAML describes them."""
 
 import dataclasses
 import ipaddress
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from daemonset.local.pod_files import PodFiles
 from daemonset.local.pod_runner import PodRunner
 from daemonset.local.processes import Processes, Report
 from daemonset.local.run_directory import Description, Place, RunDirectory
-from daemonset.local.shared_files import addresses_file
 from daemonset.local.topology import PodPlan, Topology, choose_pod, plan
 
 TURN = 0.1
@@ -112,7 +110,6 @@ class Mesh:
         assert underlay is not None
         addresses = [str(address) for address in self.topology.underlay]
         self._dns = ClusterDns(underlay.network, addresses, self.settings.cluster_domain)
-        self._write_addresses()
         self.pods.reconcile(self.topology)
         self._apply_services()
         if self.settings.with_mesh:
@@ -178,13 +175,8 @@ class Mesh:
             self.report("nodes are made once, at the start: changes of Node objects are not taken")
             wanted = dataclasses.replace(wanted, nodes=self.topology.nodes)
         self.topology = self.network.topology = wanted
-        self._write_addresses()
         self.pods.reconcile(wanted)
         self._apply_services()
-
-    def _write_addresses(self) -> None:
-        known = {key: [str(a) for a in pod.addresses] for key, pod in self.topology.pods.items()}
-        self.run.write(addresses_file(self.run.path).name, text=json.dumps(known))
 
     def _apply_services(self) -> None:
         assert self._dns is not None

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from daemonset.agent.mark import packet_mark
 from daemonset.local.network import MeshNetwork
 from daemonset.local.processes import (
     Processes,
@@ -12,7 +13,13 @@ from daemonset.local.processes import (
     python,
 )
 from daemonset.local.run_directory import RunDirectory
-from daemonset.local.shared_files import addresses_file, captured_file, root_file, token_file
+from daemonset.local.shared_files import (
+    agent_folder,
+    captured_file,
+    root_file,
+    token_file,
+    zds_socket,
+)
 
 XDS_PORT = 15012
 STATUS_PORT = 15014
@@ -61,6 +68,7 @@ class MeshPrograms:
         """
         nodes = list(self._network.topology.nodes)
         for node in nodes:
+            self._run.check_socket(zds_socket(self._run.path, node))
             self._run.folder("nodes", node)
         self._run.folder("captured")
         self._start(self._control_plane())
@@ -92,14 +100,10 @@ class MeshPrograms:
             name=CONTROL_PLANE,
             namespace=underlay,
             command=python(
-                "-m",
-                "daemonset.local.control_plane",
-                "--source",
-                str(self._folder),
-                "--run",
-                str(self._run.path),
-                "--address",
-                self._address,
+                *("-m", "daemonset.local.control_plane"),
+                *("--source", str(self._folder)),
+                *("--run", str(self._run.path)),
+                *("--address", self._address),
                 *nodes,
             ),
             environment=base_environment(),
@@ -113,21 +117,9 @@ class MeshPrograms:
             name=agent_name(node),
             namespace=self._network.nodes[node],
             command=python(
-                "-m",
-                "daemonset.cli",
-                "agent",
-                "--source",
-                str(self._folder),
-                "--node",
-                node,
-                "--netns",
-                str(self._run.path / "netns"),
-                "--addresses",
-                str(addresses_file(self._run.path)),
-                "--zds",
-                str(self._zds_socket(node)),
-                "--captured",
-                str(captured),
+                *("-m", "daemonset.local.node_agent"),
+                *("--run", str(self._run.path)),
+                *("--node", node),
             ),
             environment=base_environment(),
             log=self._log("nodes", node, "agent.log"),
@@ -152,7 +144,9 @@ class MeshPrograms:
         control_plane = f"https://{self._address}:{XDS_PORT}"
         return {
             "NODE_NAME": node,
-            "INPOD_UDS": str(self._zds_socket(node)),
+            "INPOD_UDS": str(zds_socket(run, node)),
+            # The agent's secret: what carries it leaves capture.
+            "PACKET_MARK": str(packet_mark(agent_folder(run, node))),
             "XDS_ADDRESS": control_plane,
             "CA_ADDRESS": control_plane,
             "XDS_ROOT_CA": str(root_file(run)),
@@ -163,9 +157,6 @@ class MeshPrograms:
             "CONNECTION_TERMINATION_DEADLINE": "2s",
             **self._more_for_ztunnel,
         }
-
-    def _zds_socket(self, node: str) -> Path:
-        return self._run.socket("nodes", node, "ztunnel.sock")
 
     def _log(self, *parts: str) -> Path:
         path = self._run.path.joinpath("logs", *parts)

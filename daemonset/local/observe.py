@@ -9,7 +9,7 @@ from daemonset.local.access_lines import AccessLine, parse_lines
 from daemonset.local.mesh import Mesh
 from daemonset.local.mesh_programs import METRICS_PORT, STATUS_PORT, ztunnel_name
 from daemonset.local.processes import http_get
-from daemonset.local.shared_files import captured_file
+from daemonset.local.shared_files import captured_file, settled_file
 
 
 class Observer:
@@ -41,7 +41,10 @@ class Observer:
             return False
         if any(workloads.get(pod, True) for pod in outside):
             return False
-        return self._acknowledged(resources["generation"])
+        file = settled_file(self._mesh.run.path)
+        if not file.exists() or int(file.read_text()) < resources["generation"]:
+            return False
+        return len(self._debug("clients")) >= len(self._mesh.topology.nodes)
 
     def policies(self) -> set[str]:
         """Names (``namespace/name``) of the policies in force."""
@@ -50,14 +53,6 @@ class Observer:
     def generation(self) -> int:
         """Counts what the control plane has published."""
         return int(self._debug("findings")["generation"])
-
-    def _acknowledged(self, generation: int) -> bool:
-        clients = self._debug("clients")
-        return len(clients) >= len(self._mesh.topology.nodes) and all(
-            kind["acked_generation"] >= generation and not kind["waiting_for_ack"]
-            for client in clients
-            for kind in client["types"].values()
-        )
 
     def _debug(self, what: str) -> Any:
         """Raises OSError when the control plane does not answer."""

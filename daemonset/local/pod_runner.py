@@ -1,5 +1,6 @@
 """Runs the pods of a plan, as kubelets would: namespaces, files, and a process per container."""
 
+import secrets
 from collections.abc import Callable, Iterator
 
 from daemonset.local.namespaces import NamespaceError
@@ -14,6 +15,7 @@ from daemonset.local.processes import (
     resolve,
 )
 from daemonset.local.run_directory import RunDirectory
+from daemonset.local.shared_files import MadePod, PodsFile
 from daemonset.local.topology import PodPlan, Probe, ProcessPlan, Topology
 
 _START_LIMIT = 20.0
@@ -31,6 +33,8 @@ class PodRunner:
         self._processes = processes
         self._files = files
         self._pods: dict[str, PodPlan] = {}
+        self._file = PodsFile(run.path)
+        self._made: dict[str, MadePod] = {}
 
     def reconcile(self, wanted: Topology) -> None:
         """Make it so: end pods that are gone or made differently now, start those that are new.
@@ -40,6 +44,7 @@ class PodRunner:
         Raises:
             NamespaceError: a pod's namespaces could not be made.
         """
+        before = dict(self._made) if self._made else None
         for key, old in list(self._pods.items()):
             new = wanted.pods.get(key)
             if new is None or _differs(old, new):
@@ -48,15 +53,19 @@ class PodRunner:
             if key not in self._pods:
                 self._network.add_pod(new, self._files.of_pod(new))
                 self._pods[key] = new
+                self._made[key] = _made(new, self._network.pods[key].network.path)
                 for process in new.processes:
                     self._start(new, process)
             else:
                 self._pods[key] = new
+        if self._made != before:
+            self._file.write(self._made)
 
     def _end(self, pod: PodPlan) -> None:
         self._processes.stop(_program_name(pod, process) for process in pod.processes)
         self._network.remove_pod(pod)
         del self._pods[pod.key]
+        del self._made[pod.key]
 
     def _start(self, pod: PodPlan, process: ProcessPlan) -> None:
         log = self._run.folder("logs", "pods") / f"{pod.namespace}_{pod.name}_{process.container}"
@@ -113,6 +122,13 @@ class PodRunner:
             state = self._processes.running[_program_name(pod, process)].state
             note = " (our own application stands in for the image)" if process.stand_in else ""
             yield process.container, f"{state}{note}"
+
+
+def _made(pod: PodPlan, netns: str) -> MadePod:
+    addresses = tuple(str(address) for address in pod.addresses)
+    return MadePod(
+        f"{pod.uid}-{secrets.token_hex(4)}", addresses, "" if pod.host_network else netns
+    )
 
 
 def _program_name(pod: PodPlan, process: ProcessPlan) -> str:

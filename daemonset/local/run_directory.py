@@ -118,15 +118,12 @@ class RunDirectory:
         made.mkdir(parents=True, exist_ok=True)
         return made
 
-    def socket(self, *parts: str) -> Path:
-        """A path for a Unix socket. Raises RunDirectoryError when the kernel cannot take it."""
-        path = self.path.joinpath(*parts)
+    def check_socket(self, path: Path) -> None:
+        """Raises RunDirectoryError when the kernel cannot take this path for a Unix socket."""
         if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
             raise RunDirectoryError(
                 f"{path} is too long for a socket; set AMBIENT_RUN_DIR to a shorter folder"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
 
     def write(self, *parts: str, text: str) -> Path:
         """A file inside with this text, replaced in one step."""

@@ -59,7 +59,7 @@ def test_what_a_killed_mesh_left_is_removed(place: Path) -> None:
 def test_a_path_that_is_too_long_for_a_socket_is_refused() -> None:
     run = RunDirectory.create("x" * 60)
     with pytest.raises(RunDirectoryError, match="set AMBIENT_RUN_DIR to a shorter folder"):
-        run.socket("nodes", "n" * 60, "ztunnel.sock")
+        run.check_socket(run.path / ("n" * 60))
     run.remove()
 
 
