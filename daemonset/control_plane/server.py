@@ -53,7 +53,8 @@ class ControlPlane:
     Args:
         config: see there.
         complete: changes the objects of the source before they are translated: a place to fill
-            in what a folder leaves open, such as the addresses of pods.
+            in what a folder leaves open, such as the addresses of pods. Called in a thread, may
+            block, must not raise.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class ControlPlane:
         self._discovery = DiscoveryService(self._mesh.snapshot)
         self._grpc = GrpcThread()
         self._changed = trio.Event()
+        self._stale = True
         self._listeners: list[Callable[[ObjectSet], None]] = []
         self.objects = ObjectSet()
 
@@ -123,6 +125,11 @@ class ControlPlane:
         if self._captured != before:
             self._changed.set()
 
+    def refresh(self) -> None:
+        """Complete and translate the objects again: what ``complete`` fills in has changed."""
+        self._stale = True
+        self._changed.set()
+
     def on_objects(self, listener: Callable[[ObjectSet], None]) -> None:
         """Call ``listener`` after each change of the source, with all objects."""
         self._listeners.append(listener)
@@ -135,7 +142,7 @@ class ControlPlane:
             OSError: a port is taken.
         """
         self._source.load(refuse_errors=self._config.refuse_errors)
-        self._take_objects()
+        await self._take_objects()
         await self._publish(serving=False)
         listeners = await open_listeners([self._config.address], self._config.status_port)
         status = HttpServer(
@@ -221,12 +228,14 @@ class ControlPlane:
     async def _watch(self) -> None:
         while True:
             await self._source.next_change(self._config.poll_interval)
-            self._take_objects()
-            self._changed.set()
+            self.refresh()
 
-    def _take_objects(self) -> None:
+    async def _take_objects(self) -> None:
+        self._stale = False
         objects = self._source.state.objects
-        self.objects = self._complete(objects) if self._complete is not None else objects
+        if self._complete is not None:
+            objects = await trio.to_thread.run_sync(self._complete, objects)
+        self.objects = objects
         if self._captured is not None:
             # A pod of the same name that comes later has not been captured.
             self._captured = frozenset(key for key in self._captured if key in self.objects.pods)
@@ -238,6 +247,8 @@ class ControlPlane:
             await self._changed.wait()
             self._changed = trio.Event()
             try:
+                if self._stale:
+                    await self._take_objects()
                 await self._publish(serving=True)
             except Exception:
                 # What is in force is better than nothing, and the next change may be the cure.

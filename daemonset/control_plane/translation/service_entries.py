@@ -58,6 +58,15 @@ def from_service_entry(
             mode=LoadBalancing.PASSTHROUGH, health_policy=LoadBalancing.ALLOW_ALL
         )
     waypoint = waypoints.of_service(entry.meta)
+    wildcard = any(host.startswith("*") for host in entry.hosts)
+    if wildcard and waypoint is None and entry.resolution != "NONE":
+        findings.warning(
+            entry.meta.key,
+            "spec.hosts",
+            "NoWaypointForWildcardService",
+            "which host a wildcard stands for is seen by a waypoint only: nobody is reached.",
+            "Give the ServiceEntry a waypoint, or use resolution NONE.",
+        )
     visibility = _visibility(entry, settings, findings)
     return [
         ServiceInfo(

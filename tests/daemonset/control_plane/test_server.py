@@ -304,8 +304,10 @@ async def test_a_folder_may_be_completed_and_watched(
     resources = await status_of(ports.status, "/debug/resources")
     assert "Kubernetes//Pod/shop/web" in resources["addresses"]
     assert seen == [2]
+    plane.refresh()
+    await until(lambda: seen == [2, 2])
     (config.source / "mesh.yaml").unlink()
-    await until(lambda: seen == [2, 0])
+    await until(lambda: seen == [2, 2, 0])
     nursery.cancel_scope.cancel()
 
 

@@ -102,6 +102,8 @@ def test_who_is_given_no_address(spec: str, labels: str) -> None:
 def test_wildcards_with_dynamic_dns_are_given_an_address() -> None:
     result = entry(f"hosts: ['*.example'], {PORTS}, resolution: DYNAMIC_DNS")
     assert len(result.service("shop/*.example").addresses) == 2
+    assert list(result.raw.addresses) == ["shop/*.example"]
+    assert result.reasons == ["NoWaypointForWildcardService"]
 
 
 def test_resolution_none_passes_through_and_has_neither_address_nor_endpoint() -> None:
