@@ -9,6 +9,10 @@ switches (15–40 µs), so while traffic flows the engine *lingers* in its own
 epoll for up to a millisecond, and gives trio a checkpoint every few
 milliseconds; when a millisecond passes in silence, it waits in trio.
 
+Before a round writes to its tunnels it looks for ready descriptors again: what
+became ready meanwhile shares a TLS record and a `send` with the rest, and the
+`send` is the dear part (the kernel runs the receiver's side of it as well).
+
 Whatever must wait for something other than bytes of a running flow (a
 handshake, a certificate, a name) is a trio task. Such a task waits for
 descriptors with `Engine.wait`, which uses the same epoll: its event ends the
@@ -39,6 +43,7 @@ LINGER: Final = 0.001  # seconds of silence before the engine goes back to trio
 CHECKPOINT_EVERY: Final = 0.003  # seconds that trio's other tasks wait at most while traffic flows
 EVENTS_PER_ROUND: Final = 512
 
+LOOKS: Final = 3  # times a round looks for ready descriptors before it writes to its tunnels
 _SWEEP: Final = 0.25  # seconds
 
 READ: Final = select.EPOLLIN | select.EPOLLRDHUP
@@ -233,13 +238,19 @@ class Engine:
             later, self._later = self._later, []
             for action in later:
                 action()
-        for fd, mask in events:
-            handler = handlers.get(fd)
-            if handler is not None:
-                try:
-                    handler.ready(mask)
-                except Exception as error:
-                    self._failed(handler, error)
+        for looks_left in range(LOOKS - 1, -1, -1):
+            for fd, mask in events:
+                handler = handlers.get(fd)
+                if handler is not None:
+                    try:
+                        handler.ready(mask)
+                    except Exception as error:
+                        self._failed(handler, error)
+            if not looks_left or not self._dirty:
+                break
+            events = self._epoll.poll(0, EVENTS_PER_ROUND)
+            if not events:
+                break
         self._end_of_round()
 
     def _end_of_round(self) -> None:
