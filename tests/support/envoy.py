@@ -162,8 +162,8 @@ class Envoy:
         return 0
 
     def drain(self) -> None:
-        """Say GOAWAY on every tunnel with its next response, and open no more listeners."""
-        self.admin("/drain_listeners?graceful", "POST")
+        """Say GOAWAY on every tunnel before its next response."""
+        self.admin("/healthcheck/fail", "POST")
 
     def stop(self) -> None:
         """End the process now, and wait for it."""
