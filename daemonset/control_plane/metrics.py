@@ -32,6 +32,9 @@ class ControlPlaneMetrics:
             registry=registry,
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
         )
+        self._rejections = Counter(
+            "ambient_xds_rejections", "Pushes that a client rejected.", registry=registry
+        )
         self._signed = Counter(
             "ambient_certificates_signed", "Workload certificates signed.", registry=registry
         )
@@ -41,6 +44,9 @@ class ControlPlaneMetrics:
             ["reason"],
             registry=registry,
         )
+
+    def push_rejected(self) -> None:
+        self._rejections.inc()
 
     def certificate_signed(self) -> None:
         self._signed.inc()

@@ -76,7 +76,7 @@ class ControlPlane:
         self._write_roots()
         self._signer = open_token_key(config.state)
         self._verifier = TokenVerifier(self._signer.public_key)
-        self._discovery = DiscoveryService(self._mesh.snapshot)
+        self._discovery = DiscoveryService(self._mesh.snapshot, self._metrics.push_rejected)
         self._grpc = GrpcThread()
         self._changed = trio.Event()
         self._stale = True

@@ -79,6 +79,9 @@ def read_object(value: Located) -> AnyObject | None:
     group, _, version = api_version.rpartition("/")
     reader = _READERS.get((group, kind))
     if reader is None:
+        if kind.endswith("List") and root.has("items"):
+            # Lists have been taken apart before: this one has no list of items.
+            raise root.error("items", "must be a list")
         if group == "security.istio.io" and kind not in _KNOWN_UNUSED:
             # Everything else that is not known may belong to somebody else. A misspelt policy
             # that is passed over would leave open what it should close.

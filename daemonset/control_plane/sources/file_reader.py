@@ -104,8 +104,8 @@ def _flatten(documents: list[Located]) -> Iterator[Located]:
         inner = document.value
         if isinstance(inner, dict) and _is_list(inner):
             items = inner["items"].value
-            if isinstance(items, list):
-                yield from items
+            if items is None or isinstance(items, list):
+                yield from items or ()
                 continue
         yield document
 

@@ -15,6 +15,7 @@ from daemonset.control_plane.sources.problem import Problem
 from daemonset.control_plane.sources.scan import FolderScanner
 
 POLL_INTERVAL = 0.1  # seconds
+_IDLE_SHARE = 30  # of the time that a look takes
 
 _log = logging.getLogger("daemonset.control_plane.sources")
 
@@ -65,10 +66,14 @@ class FolderSource:
 
     async def next_change(self, interval: float = POLL_INTERVAL) -> None:
         """Wait until ``state`` has taken a step; looks every ``interval`` seconds."""
+        pause = interval
         while True:
-            await trio.sleep(interval)
+            await trio.sleep(pause)
+            started = trio.current_time()
             # Looking and reading may take long on a slow disk: not in the way of others.
             changes = await trio.to_thread.run_sync(self._scanner.changes)
+            # Thousands of files must not keep a core busy.
+            pause = max(interval, _IDLE_SHARE * (trio.current_time() - started))
             if not changes:
                 continue
             contents = await trio.to_thread.run_sync(_read, changes)

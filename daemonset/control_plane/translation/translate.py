@@ -105,6 +105,7 @@ class _Run:
         self._network = network
 
     def run(self) -> Translation:
+        self._report_shared_addresses()
         addresses: dict[str, Resource] = {}
         for resource in service_resources(self._services, self._network):
             addresses[resource.name] = resource
@@ -117,6 +118,32 @@ class _Run:
             addresses[resource.name] = resource
         authorizations = {resource.name: resource for resource in self._policies.resources()}
         return Translation(addresses, authorizations, self._findings.sorted())
+
+    def _report_shared_addresses(self) -> None:
+        """Whoever shares an address can be taken for the other, identity and all."""
+        owners: dict[str, ObjectKey] = {}
+        claims = [
+            (address, pod.meta.key, "status.podIP")
+            for pod in self._pods
+            if not pod.host_network
+            for address in pod.ips
+        ]
+        claims += [
+            (str(block.network_address), service.meta.key, "spec.clusterIP")
+            for service in self._services
+            if service.meta.kind == "Service"
+            for block in service.addresses
+        ]
+        for address, key, field in claims:
+            owner = owners.setdefault(address, key)
+            if owner != key:
+                self._findings.error(
+                    key,
+                    field,
+                    "AddressTaken",
+                    f"{address} is the address of {owner} as well: connections may reach either.",
+                    "Give each an address of its own.",
+                )
 
     def _pod(self, pod: Pod) -> Resource:
         key = pod.meta.key

@@ -25,8 +25,9 @@ Authenticate = Callable[[Metadata], str]
 class DiscoveryService:
     """Serves the current snapshot to any number of streams. All methods: event loop thread."""
 
-    def __init__(self, first: Snapshot) -> None:
+    def __init__(self, first: Snapshot, on_rejection: Callable[[], None]) -> None:
         self._snapshot = first
+        self._on_rejection = on_rejection
         self._differences = Differences()
         self._streams: dict[Client, asyncio.Event] = {}
 
@@ -47,7 +48,7 @@ class DiscoveryService:
             requests: AsyncIterator[discovery_pb2.DeltaDiscoveryRequest],
             context: grpc.aio.ServicerContext,
         ) -> None:
-            client = Client(context.peer(), self._differences)
+            client = Client(context.peer(), self._differences, self._on_rejection)
             if authenticate is not None:
                 try:
                     client.identity = authenticate(context.invocation_metadata() or ())

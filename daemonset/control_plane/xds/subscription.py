@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from envoy.service.discovery.v3 import discovery_pb2
@@ -182,8 +182,11 @@ class _Subscription:
 class Client:
     """One stream. Feed it with requests; ask it for what is to be written."""
 
-    def __init__(self, peer: str, differences: Differences) -> None:
+    def __init__(
+        self, peer: str, differences: Differences, on_rejection: Callable[[], None]
+    ) -> None:
         self.peer = peer
+        self._on_rejection = on_rejection
         self.node_id = ""
         self.node_name = ""
         self.identity = ""
@@ -220,6 +223,7 @@ class Client:
         subscription.nonce = ""
         if request.HasField("error_detail"):
             subscription.rejected += 1
+            self._on_rejection()
             subscription.last_rejection = request.error_detail.message
             short = subscription.type_url.rpartition("/")[2]
             _log.error("%s rejects %s: %s", self, short, request.error_detail.message)

@@ -248,6 +248,7 @@ async def test_status_says_who_is_connected_and_what_is_wrong(
         'ambient_resources{type="address"} 2.0',
         'ambient_findings{severity="error"} 1.0',
         "ambient_refused_files 1.0",
+        "ambient_xds_rejections_total 1.0",
     ):
         assert line in text
     done.set()

@@ -98,6 +98,10 @@ def test_documents_and_lists_of_several_kinds() -> None:
             "'AuthorisationPolicy'",
         ),
         (
+            "apiVersion: v1\nkind: List\nitems:\n  kind: Pod",
+            "f.yaml:3: List: items: must be a list",
+        ),
+        (
             "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 70000}]}",
             "f.yaml:4: Service a: spec.ports[0].port: must be from 1 to 65535, not 70000",
         ),
@@ -193,3 +197,9 @@ def test_any_object_is_read_or_refused(kind: tuple[str, str], fields: dict[str, 
         assert content.problems
     else:
         assert content.objects[0].object == same
+
+
+def test_an_empty_list_is_nothing() -> None:
+    for items in ("[]", "null"):
+        content = read(f"{{apiVersion: v1, kind: List, items: {items}}}")
+        assert content == FileContent("f.yaml", (), ())

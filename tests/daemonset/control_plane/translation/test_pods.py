@@ -284,3 +284,17 @@ spec:
     result = translate(service + pod(labels="{app: web}", spec=spec).lstrip())
     ports = result.workload("web").services["shop/web.shop.svc.cluster.local"].ports
     assert [(port.service_port, port.target_port) for port in ports] == [(80, 9000)]
+
+
+def test_two_pods_of_one_address_are_an_error() -> None:
+    text = (
+        pod()
+        + "---"
+        + POD.format(labels="{}", annotations="{}", spec="{}", status="{podIP: 10.0.0.1}").replace(
+            "name: web", "name: other"
+        )
+    )
+    (finding,) = translate(text).findings
+    assert (str(finding.object), finding.reason) == ("Pod shop/other", "AddressTaken")
+    finished = text.replace("{podIP: 10.0.0.1}", "{podIP: 10.0.0.1, phase: Succeeded}", 1)
+    assert translate(finished).reasons == []

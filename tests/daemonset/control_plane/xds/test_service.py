@@ -38,7 +38,7 @@ class Server:
 
     def __init__(self, count: int, size: int = 0) -> None:
         self.snapshot = Snapshot(1, pods(count, size=size), {})
-        self.discovery = DiscoveryService(self.snapshot)
+        self.discovery = DiscoveryService(self.snapshot, lambda: None)
         self.grpc = GrpcThread()
         (self.port,) = self.grpc.start(
             lambda: [Listener("127.0.0.1", 0, [self.discovery.handler(None)], None)]

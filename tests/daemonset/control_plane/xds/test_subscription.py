@@ -58,11 +58,15 @@ class World:
     def __init__(self, *resources: Resource) -> None:
         self.snapshot = Snapshot(0, {}, {})
         self.differences = Differences()
+        self.rejections = 0
         self.client = self.connect()
         self.set(*resources)
 
+    def reject(self) -> None:
+        self.rejections += 1
+
     def connect(self) -> Client:
-        self.client = Client("test", self.differences)
+        self.client = Client("test", self.differences, self.reject)
         return self.client
 
     def set(self, *resources: Resource) -> None:
@@ -260,7 +264,7 @@ def test_a_rejection_is_recorded_and_the_resource_not_sent_again_until_it_change
     world.send(response_nonce=response.nonce, error="c//Pod/ns/1: address is unreadable")
     assert world.next() is None
     status = world.client.status()["Address"]
-    assert (status.acked, status.rejected) == (0, 1)
+    assert (status.acked, status.rejected, world.rejections) == (0, 1, 1)
     assert status.last_rejection == "c//Pod/ns/1: address is unreadable"
     assert "rejects istio.workload.Address: c//Pod/ns/1" in caplog.text
     world.set(pod("1", "better"))
