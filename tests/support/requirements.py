@@ -1,0 +1,60 @@
+"""What the machine must offer for tests to mean something, and what happens where it does not.
+
+A test that cannot run is skipped, and the end of the run says so in words that nobody overlooks;
+where CI=true it makes the run fail, so that a skip cannot hide there.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import pytest
+
+from ztunnel.linux import netns
+
+
+@functools.cache
+def without_namespaces() -> str | None:
+    """Why network namespaces cannot be made here, found out by making one; None when they can."""
+    try:
+        netns.create().close()
+    except OSError as error:
+        return f"no network namespaces: {error} (run the tests as root)"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("root") is not None and without_namespaces() is not None:
+            item.add_marker(pytest.mark.skip(reason=str(without_namespaces())))
+
+
+def _skips(reporter: pytest.TerminalReporter) -> dict[str, int]:
+    """How many tests were skipped for which reason."""
+    found: dict[str, int] = {}
+    for report in reporter.stats.get("skipped", []):
+        reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else "?"
+        found[reason] = found.get(reason, 0) + 1
+    return found
+
+
+def _in_ci() -> bool:
+    return os.environ.get("CI") == "true"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and _in_ci() and _skips(reporter) and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skips = _skips(terminalreporter)
+    if not skips:
+        return
+    title = "NOT EVERYTHING WAS TESTED" + (", AND HERE IT MUST BE" if _in_ci() else "")
+    terminalreporter.section(title, sep="!", red=_in_ci(), yellow=not _in_ci())
+    for reason, count in skips.items():
+        terminalreporter.line(f"{count} tests: {reason}")
