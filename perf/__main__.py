@@ -6,16 +6,16 @@ import argparse
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from perf.bench import CLIENT, PODS, SERVER, Bench, LoadError, prepare
+from perf.bench import LoadError
 from perf.build import BuildError, Tools, build
 from perf.implementations import ALL, Implementation
 from perf.record import Recorder, Result, read
 from perf.report import report
 from perf.works import WORKS, Kind, Work
-from tests.support.lab import lab
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -74,23 +74,23 @@ def measure_round(
     recorder: Recorder,
 ) -> None:
     """All works by one implementation, between pods and in processes made for this round."""
-    with lab(pods=PODS, ipv6=False) as room, tempfile.TemporaryDirectory() as folder:
-        bench = Bench(room, tools, Path(folder))
-        for pod in (CLIENT, SERVER):
-            prepare(bench.namespace(pod))
-        with bench.far_end(), implementation.running(bench) as pids:
-            for work in works:
-                if work.kind is Kind.IDLE and not pids:
-                    continue  # nothing there to take memory
-                try:
-                    figures = work.figures(bench.run(work, pids, seconds, warm_up))
-                    result = Result(implementation.name, work.name, number, figures)
-                    said = f"{figures.rate:,.4g} {work.kind.value}"
-                except LoadError as error:
-                    said = str(error)
-                    result = Result(implementation.name, work.name, number, None, said)
-                recorder.add(result)
-                print(f"round {number}  {implementation.name:10} {work.name:10} {said}", flush=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        implementation.running(tools, Path(folder)) as running,
+        running.bench.far_end(),
+    ):
+        for work in works:
+            if work.kind is Kind.IDLE and not running.pids:
+                continue  # nothing there to take memory
+            try:
+                figures = work.figures(running.bench.run(work, running.pids, seconds, warm_up))
+                result = Result(implementation.name, work.name, number, figures)
+                said = f"{figures.rate:,.4g} {work.kind.value}"
+            except LoadError as error:
+                said = str(error)
+                result = Result(implementation.name, work.name, number, None, said)
+            recorder.add(result)
+            print(f"round {number}  {implementation.name:10} {work.name:10} {said}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,9 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Nobody is always first: a machine that gets warmer, or busier, favours the first.
         first = (number - 1) % len(implementations)
         for implementation in implementations[first:] + implementations[:first]:
-            measure_round(
-                implementation, works, tools, number, options.seconds, options.warm_up, recorder
-            )
+            try:
+                measure_round(
+                    implementation, works, tools, number, options.seconds, options.warm_up, recorder
+                )
+            except Exception as error:  # whatever stops one must not cost the others their figures
+                traceback.print_exc()
+                reason = f"stopped: {error}".splitlines()[0]
+                recorder.add(Result(implementation.name, "all", number, None, reason))
     with open(path, encoding="utf-8") as lines:
         head, results = read(lines)
     text = report(head, implementations, works, results)

@@ -7,13 +7,11 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from perf.build import Tools
 from perf.processes import with_descendants
 from perf.works import ECHO_PORT, SINK_PORT, SOURCE_PORT, Work
-from tests.support.lab import Lab
 from ztunnel.linux.netns import NetworkNamespace, set_sysctl
 
 CLIENT, SERVER = "client", "server"
@@ -35,16 +33,22 @@ def prepare(namespace: NetworkNamespace) -> None:
 
 
 class Bench:
-    """Runs works between the two pods of a lab; the far end serves for as long as it is open."""
+    """Runs works between two pods.
 
-    def __init__(self, room: Lab, tools: Tools, folder: Path) -> None:
-        self.room = room
-        self.folder = folder
+    Attributes:
+        client, server: their namespaces.
+        server_ip: where the far end is reached.
+    """
+
+    def __init__(
+        self, client: NetworkNamespace, server: NetworkNamespace, server_ip: str, tools: Tools
+    ) -> None:
+        self.client = client
+        self.server = server
+        self.server_ip = server_ip
         self._tools = tools
-        self.server_ip = room.ip(SERVER)
-
-    def namespace(self, pod: str) -> NetworkNamespace:
-        return self.room.pod(pod).network
+        for namespace in (client, server):
+            prepare(namespace)
 
     def run(self, work: Work, pids: list[int], seconds: float, warm_up: float) -> dict[str, Any]:
         """One work; gives what tcpload printed. Raises LoadError when nothing worked."""
@@ -53,7 +57,7 @@ class Bench:
             command += ["-p", str(pid)]
         command.append(f"{self.server_ip}:{work.port}")
         limit = seconds + warm_up + _EXTRA_SECONDS
-        with self.namespace(CLIENT).enter():
+        with self.client.enter():
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
@@ -75,7 +79,7 @@ class Bench:
         command = [str(self._tools.tcpserve)]
         for option, port in ports.items():
             command += [option, f"0.0.0.0:{port}"]
-        with self.namespace(SERVER).enter():
+        with self.server.enter():
             process = subprocess.Popen(command, stdout=subprocess.PIPE)
         with process, contextlib.ExitStack() as stack:
             stack.callback(process.kill)

@@ -6,11 +6,16 @@ import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from perf.bench import CLIENT, SERVER, Bench
+from daemonset.local.mesh_programs import ztunnel_name
+from perf.bench import CLIENT, PODS, SERVER, Bench
+from perf.build import Tools
 from tests.support import envoy_config
 from tests.support.envoy import Envoy, EnvoyUnavailable, find_envoy
+from tests.support.lab import Lab, lab
+from tests.support.mesh_lab import mesh_lab
 from tests.support.pki import make_root
 from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.linux.nft_expressions import destination, mark, protocol, redirect
@@ -22,12 +27,23 @@ CAPTURE_PORT = 15001
 MARK = 1337
 
 
+@dataclass(frozen=True)
+class Running:
+    """An implementation at work: where to measure, and the processes that do it.
+
+    Descendants of `pids` count as well, and need not be named.
+    """
+
+    bench: Bench
+    pids: list[int]
+
+
 class Implementation(Protocol):
-    """Something between the two pods."""
+    """Something between two pods."""
 
     @property
     def name(self) -> str:
-        """In results and in options."""
+        """In results and in options; a number at its end is that of its workers."""
         ...
 
     @property
@@ -39,10 +55,12 @@ class Implementation(Protocol):
         """Why it cannot run on this machine; None when it can."""
         ...
 
-    def running(self, bench: Bench) -> AbstractContextManager[list[int]]:
-        """Carries the load while the block lasts; gives the processes that do it.
+    def running(self, tools: Tools, folder: Path) -> AbstractContextManager[Running]:
+        """Two new pods, with this between them for as long as the block lasts.
 
-        Their descendants count as well, and need not be named.
+        Args:
+            tools: the load generator.
+            folder: an empty folder.
         """
         ...
 
@@ -58,8 +76,9 @@ class Direct:
         return None
 
     @contextmanager
-    def running(self, bench: Bench) -> Iterator[list[int]]:
-        yield []
+    def running(self, tools: Tools, folder: Path) -> Iterator[Running]:
+        with lab(pods=PODS, ipv6=False) as room:
+            yield Running(_bench(room, tools), [])
 
 
 @dataclass(frozen=True)
@@ -84,22 +103,64 @@ class EnvoyPair:
         return None
 
     @contextmanager
-    def running(self, bench: Bench) -> Iterator[list[int]]:
+    def running(self, tools: Tools, folder: Path) -> Iterator[Running]:
         root = make_root()
-        server = root.workload(Identity("cluster.local", "default", "server"))
-        client = root.workload(Identity("cluster.local", "default", "client"))
+        server = root.workload(Identity("cluster.local", "default", SERVER))
+        client = root.workload(Identity("cluster.local", "default", CLIENT))
         terminate = envoy_config.server(envoy_config.ServerOptions(access_log=True))
         originate = envoy_config.client(
             envoy_config.ClientOptions(capture_port=CAPTURE_PORT, mark=MARK, access_log=True)
         )
-        inside, outside = bench.namespace(SERVER), bench.namespace(CLIENT)
-        folder = bench.folder
-        with (
-            Envoy(folder / "server", terminate, server, inside, self.workers) as far,
-            Envoy(folder / "client", originate, client, outside, self.workers) as near,
-        ):
-            capture(outside)
-            yield [near.pid, far.pid]
+        with lab(pods=PODS, ipv6=False) as room:
+            bench = _bench(room, tools)
+            with (
+                Envoy(folder / "far", terminate, server, bench.server, self.workers) as far,
+                Envoy(folder / "near", originate, client, bench.client, self.workers) as near,
+            ):
+                capture(bench.client)
+                yield Running(bench, [near.pid, far.pid])
+
+
+@dataclass(frozen=True)
+class Ztunnel:
+    """Our mesh, whole: control plane, node agents, and a ztunnel on each of two nodes.
+
+    Counted are both ztunnels with their supervisors and control processes.
+    """
+
+    workers: int
+
+    @property
+    def name(self) -> str:
+        return f"ztunnel-{self.workers}"
+
+    @property
+    def title(self) -> str:
+        return f"ztunnel, {self.workers} worker{'s' if self.workers > 1 else ''} each"
+
+    def missing(self) -> str | None:
+        return None
+
+    @contextmanager
+    def running(self, tools: Tools, folder: Path) -> Iterator[Running]:
+        environment = {"ZTUNNEL_WORKER_THREADS": str(self.workers)}
+        with mesh_lab(folder, pods=PODS, ztunnel=environment) as room:
+            room.enrol()
+            pods = room.mesh.network.pods
+            bench = Bench(
+                pods[f"default/{CLIENT}"].network,
+                pods[f"default/{SERVER}"].network,
+                room.ip(SERVER),
+                tools,
+            )
+            programs = room.mesh.processes.running
+            processes = [programs[ztunnel_name(room.node_of(pod))].process for pod in PODS]
+            yield Running(bench, [process.pid for process in processes if process is not None])
+
+
+def _bench(room: Lab, tools: Tools) -> Bench:
+    client, server = room.pod(CLIENT).network, room.pod(SERVER).network
+    return Bench(client, server, room.ip(SERVER), tools)
 
 
 def capture(namespace: NetworkNamespace) -> None:
@@ -117,4 +178,10 @@ def capture(namespace: NetworkNamespace) -> None:
         nftables.replace(Table("capture", (chain,)))
 
 
-ALL: tuple[Implementation, ...] = (Direct(), EnvoyPair(1), EnvoyPair(2))
+ALL: tuple[Implementation, ...] = (
+    Direct(),
+    EnvoyPair(1),
+    Ztunnel(1),
+    EnvoyPair(2),
+    Ztunnel(2),
+)
