@@ -8,8 +8,8 @@ from importlib.metadata import version
 
 _ROOMS = {
     "daemonset.local.command": ("demo", "up", "down", "exec", "status", "logs"),
-    "daemonset.control_plane.command": ("control-plane", "validate"),
-    "daemonset.agent.command": ("agent",),
+    "daemonset.control_plane.command": ("control-plane", "validate", "token", "rotate-root"),
+    "daemonset.local.node_agent": ("agent",),
 }
 """Room -> the commands it adds with ``add_parsers(subparsers)``; each parser sets ``run``, a
 function of the arguments that gives the exit code."""
@@ -19,7 +19,7 @@ ambientd: a service mesh without sidecars. It encrypts what pods say to each oth
 an identity for each service account) and lets through only what policies allow, without a change
 to the applications.
 
-New here?   ambient demo              a tour on this machine, half a minute, nothing to set up
+New here?   ambient demo              a tour on this machine: a few seconds, nothing to set up
 Then        ambient up FOLDER         your own folder of Kubernetes YAML, on this machine
             ambient validate FOLDER   what is wrong with it
 """

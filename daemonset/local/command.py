@@ -41,7 +41,7 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
         "demo",
         help="a guided tour: build a mesh on this machine and watch it work",
         description="Builds two nodes and a few pods on this machine, turns the mesh on for them,"
-        " and shows what that changes. Takes about half a minute and leaves nothing behind.",
+        " and shows what that changes. Takes a few seconds and leaves nothing behind.",
     )
     demo.add_argument(
         "--keep", action="store_true", help="leave it running afterwards, to play with"
@@ -120,11 +120,14 @@ def _demo(arguments: argparse.Namespace) -> int:
     # Imported late: the other commands should answer at once.
     from daemonset.local.demo import run_demo
 
+    terminal = Terminal(sys.stdout)
     with interruptible():
         try:
-            return run_demo(Terminal(sys.stdout), keep=arguments.keep)
-        except Interrupted:
-            return 0 if arguments.keep else 130
+            return run_demo(terminal, keep=arguments.keep)
+        except Interrupted as interrupted:
+            terminal.say(f"Ended by {interrupted}; everything is removed.")
+            wanted = arguments.keep and interrupted.number == signal.SIGINT
+            return 0 if wanted else 128 + interrupted.number
 
 
 def _up(arguments: argparse.Namespace) -> int:
@@ -148,7 +151,7 @@ def _up(arguments: argparse.Namespace) -> int:
                     time.sleep(TURN)
         except Interrupted as interrupted:
             terminal.say(f"Ended by {interrupted}; everything is removed.")
-            return 0
+            return 0 if interrupted.number == signal.SIGINT else 128 + interrupted.number
 
 
 def _down(arguments: argparse.Namespace) -> int:

@@ -107,7 +107,7 @@ class Demo:
     def ask_in_the_clear(self) -> None:
         out = self.terminal
         out.title("2. Before: anybody on the wire can read along")
-        out.command(f"ambient exec web -- curl -H '{_HEADER}' http://orders/")
+        out.command(texts.ask("web", f"--header '{_HEADER}' http://orders/"))
         with self.tools.listening("node-1") as seen:
             answer = self.tools.ask_successfully("shop/web", "http://orders/", _HEADER)
         out.good(f"pod {answer.said['pod']} answered a client at {answer.said['client']}")
@@ -120,13 +120,12 @@ class Demo:
         out = self.terminal
         out.title("3. Two labels turn the mesh on")
         for namespace in ("shop", "street"):
-            text = (self.mesh.settings.folder / f"namespace-{namespace}.yaml").read_text()
-            self.tools.write(
-                f"namespace-{namespace}.yaml",
-                f"{text.rstrip()}\n  labels:\n    {_LABEL}: ambient\n",
-            )
-            out.command(f"kubectl label namespace {namespace} {_LABEL}=ambient")
-        out.quote([f"(here: the two lines that this adds to namespace-*.yaml in {self._folder})"])
+            name = f"namespace-{namespace}.yaml"
+            text = (self.mesh.settings.folder / name).read_text()
+            self.tools.write(name, f"{text.rstrip()}\n  labels:\n    {_LABEL}: ambient\n")
+            out.quote([name, out.style("  +  labels:", "green")])
+            out.quote([out.style(f"  +    {_LABEL}: ambient", "green")])
+        out.say(texts.LABELS)
         before = self._pids()
         seconds = self.tools.settle(in_mesh=_PODS)
         if self._pids() != before:
@@ -137,7 +136,7 @@ class Demo:
     def ask_through_the_mesh(self) -> None:
         out = self.terminal
         out.title("4. After: the same request, encrypted and with identities")
-        out.command(f"ambient exec web -- curl -H '{_HEADER}' http://orders/")
+        out.command(texts.ask("web", f"--header '{_HEADER}' http://orders/"))
         logs = {node: self.tools.observer.follow_access(node) for node in self.mesh.topology.nodes}
         with self.tools.listening("node-1") as seen:
             answer = self.tools.ask_successfully("shop/web", "http://orders/", _HEADER)
@@ -184,26 +183,27 @@ class Demo:
             web.close()
         line = self.tools.find_line(log, "the visitor's end", _from_to("visitor", True))
         out.good("why, in the access log of the server's node:")
-        out.quote(_explanation(line))
+        out.quote(texts.wrapped(f"{line['src.identity']} was {line['verdict']}"))
         if _POLICY not in line.text:
             raise DemoError(f"the access log should name the policy {_POLICY}: {line.text}")
         again = self.tools.ask("street/visitor", "http://orders.shop/")
         if again.ok:
             raise DemoError("the visitor should be refused, and got an answer")
-        out.good(f"a new request of the visitor: {again.text}")
+        out.good("and a new request of the visitor:")
+        out.quote([again.text])
 
     def _cut(self, web: Held, visitor: Held) -> None:
         out = self.terminal
         out.good("web and visitor each hold a connection to orders:7000, and get answers")
-        out.command(f"cp policies/{_POLICY}.yaml {self._folder}")
+        out.command(f"cp policies/{_POLICY}.yaml {self.mesh.settings.folder}")
         written = time.monotonic()
         self.tools.write(f"{_POLICY}.yaml", (EXAMPLE / "policies" / f"{_POLICY}.yaml").read_text())
         self.tools.wait_for("the visitor is cut off", lambda: visitor.end is not None)
         end = visitor.end
         assert end is not None
+        milliseconds = (end[0] - written) * 1000
         out.good(
-            f"{(end[0] - written) * 1000:.0f} ms after the file was written the visitor's"
-            f" connection was {end[1]}"
+            f"{milliseconds:.0f} ms after it was written the visitor's connection was {end[1]}"
         )
         answers = web.answers
         self.tools.wait_for("web gets more answers", lambda: web.answers > answers + 3)
@@ -214,7 +214,7 @@ class Demo:
     def leave_the_mesh(self) -> None:
         out = self.terminal
         out.title("6. One pod leaves")
-        out.command(f"kubectl label pod -n street visitor {_LABEL}=none")
+        out.quote(["street.yaml, pod visitor", out.style(f"  +    {_LABEL}: none", "green")])
         text = (self.mesh.settings.folder / "street.yaml").read_text()
         changed = text.replace("{app: visitor}", f"{{app: visitor, {_LABEL}: none}}", 1)
         self.tools.write("street.yaml", changed)
@@ -235,7 +235,7 @@ class Demo:
     def count(self) -> None:
         out = self.terminal
         out.title("7. What the mesh has counted and logged")
-        out.command(f"ambient exec node/node-2 -- curl http://localhost:{METRICS_PORT}/metrics")
+        out.command(texts.ask("node/node-2", f"http://localhost:{METRICS_PORT}/metrics"))
         samples = [
             sample
             for sample in parse_samples(self.tools.observer.metrics("node-2"))
@@ -244,13 +244,11 @@ class Demo:
         ]
         if not samples:
             raise DemoError("node-2's ztunnel should have counted connections, and has not")
+        out.quote([f"{samples[0].name}, among it:"])
         out.quote(_shortened(sample) for sample in samples)
         out.command("ambient logs ztunnel")
-        out.quote(texts.wrapped(self.tools.observer.last_access_line("node-2")))
-
-    @property
-    def _folder(self) -> str:
-        return str(self.mesh.settings.folder)
+        lines = self.tools.observer.access_lines("node-2")
+        out.quote(texts.wrapped(next(line.text for line in lines if _from_to("web", True)(line))))
 
     def _pids(self) -> dict[str, str]:
         return {
@@ -267,24 +265,11 @@ def _from_to(source: str, inbound: bool) -> Callable[[AccessLine], bool]:
     return wanted
 
 
-def _explanation(line: AccessLine) -> list[str]:
-    return [text for key in ("src.identity", "verdict", "error") if (text := _field(line, key))]
-
-
-def _field(line: AccessLine, key: str) -> str:
-    return f"{key}: {line[key]}" if line[key] else ""
-
-
 def _printable(data: bytes) -> str:
     return "".join(chr(byte) if 32 <= byte < 127 else "·" for byte in data)
 
 
 def _shortened(sample: Sample) -> str:
-    shown = (
-        "source_workload",
-        "destination_workload",
-        "connection_security_policy",
-        "response_flags",
-    )
-    labels = ", ".join(f'{key}="{sample.labels[key]}"' for key in shown if key in sample.labels)
-    return f"{sample.name}{{{labels}, …}} {sample.value:g}"
+    names = ("source_workload", "destination_workload", "connection_security_policy")
+    labels = ", ".join(f"{name}={sample.labels.get(name)}" for name in names)
+    return f"{sample.value:3g}  {labels}"

@@ -1,5 +1,6 @@
 """The longer texts of the demo."""
 
+import shutil
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ CLUSTER = (
     " a ztunnel, the proxy that will carry the pods' traffic. Nothing is in the mesh yet."
 )
 
+LABELS = "Nothing else is needed; on Kubernetes, `kubectl label namespace` writes the same label."
+
 POLICY = (
     "So far everybody may talk to everybody. An AuthorizationPolicy will say that only the service"
     " account of web may talk to the orders. Two connections are open before it is written."
@@ -24,14 +27,19 @@ GOODBYE = (
 )
 
 
+def ask(place: str, arguments: str) -> str:
+    """The command by which somebody asks from a pod what the demo asks."""
+    return f"ambient exec {place} -- python -m daemonset.local.app get {arguments}"
+
+
 def things_to_try(folder: Path, policies: Path) -> Iterator[tuple[str, str]]:
     """Commands for a mesh that was kept, and what each is about."""
-    yield "ambient exec web -- curl -s http://orders/", "a request from pod web, through the mesh"
+    yield _get("web", "http://orders/"), "a request from pod web, through the mesh"
     yield (
         f"cp {policies}/nobody-from-the-street.yaml {folder}/",
         "a policy: nobody from the street; remove the file to take it back",
     )
-    yield "ambient exec busker -- curl -s http://catalog.shop/", "which it refuses"
+    yield _get("busker", "http://catalog.shop/"), "which it refuses"
     yield (
         f"cp {policies}/strict.yaml {folder}/",
         "and no connection to the shop without the mesh (the visitor left it)",
@@ -40,9 +48,14 @@ def things_to_try(folder: Path, policies: Path) -> Iterator[tuple[str, str]]:
     yield "ambient status", "what runs where"
     yield "ambient logs -f ztunnel", "the access log: who connected to whom, and what was refused"
     yield (
-        "ambient exec node/node-1 -- curl -s http://localhost:15020/metrics",
+        _get("node/node-1", "http://localhost:15020/metrics"),
         "metrics for Prometheus; the state of the proxy is on port 15000",
     )
+
+
+def _get(place: str, url: str) -> str:
+    """With the tool that everybody knows, where the machine has it."""
+    return f"ambient exec {place} -- curl -s {url}" if shutil.which("curl") else ask(place, url)
 
 
 def wrapped(line: str) -> list[str]:

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Sequence
 
 from daemonset.local import system
+from daemonset.local.processes import resolve
 from daemonset.local.run_directory import Description, Place
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -33,7 +34,7 @@ def run_in(description: Description, place: Place, command: Sequence[str]) -> in
     except OSError as error:
         raise EnterError(f"cannot enter mesh {description.name}: {error}") from error
     try:
-        process = subprocess.Popen(list(command), env=_environment(place))
+        process = subprocess.Popen(resolve(command), env=_environment(place))
     except OSError as error:
         raise EnterError(f"cannot run {command[0]}: {error.strerror}") from error
     with process:

@@ -117,7 +117,7 @@ class MeshPrograms:
             name=agent_name(node),
             namespace=self._network.nodes[node],
             command=python(
-                *("-m", "daemonset.local.node_agent"),
+                *("-m", "daemonset.cli", "agent"),
                 *("--run", str(self._run.path)),
                 *("--node", node),
             ),

@@ -106,29 +106,33 @@ async def _run(agent: Agent, source: LocalPods, captured: Path) -> None:
         nursery.start_soon(_report_captured, agent, WatchedFile(captured), before)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m daemonset.local.node_agent")
-    parser.add_argument("--run", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--node", required=True)
-    chosen = parser.parse_args(arguments)
+def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``agent``; it sets ``run``, a function of the arguments that gives the exit code."""
+    agent = subparsers.add_parser(
+        "agent",
+        help="one node's agent of a mesh on this machine (`up` and `demo` start it)",
+        description="Captures the traffic of one node's pods. Must run in the node's network"
+        " namespace; `ambient up` and `ambient demo` start one for each node.",
+    )
+    agent.add_argument(
+        "--run", dest="run_dir", type=Path, required=True, metavar="FOLDER", help="of the mesh"
+    )
+    agent.add_argument("--node", required=True, metavar="NAME")
+    agent.set_defaults(run=serve)
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Run the agent until a signal ends it; the exit status."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     code = 0
+    run, node = arguments.run_dir, arguments.node
     try:
-        config = AgentConfig(
-            run_dir=agent_folder(chosen.run, chosen.node),
-            zds_path=zds_socket(chosen.run, chosen.node),
-        )
-        agent = Agent(config)
-        source = LocalPods(chosen.run, chosen.node)
-        trio.run(_run, agent, source, captured_file(chosen.run, chosen.node))
+        agent = Agent(AgentConfig(agent_folder(run, node), zds_socket(run, node)))
+        trio.run(_run, agent, LocalPods(run, node), captured_file(run, node))
     except* (OSError, MarkError, CaptureError) as group:
         for error in group.exceptions:
             print(error, file=sys.stderr)
         code = 1
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

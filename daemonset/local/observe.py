@@ -75,10 +75,9 @@ class Observer:
         """The file with everything that a node's ztunnel writes."""
         return self._mesh.processes.running[ztunnel_name(node)].program.log
 
-    def last_access_line(self, node: str) -> str:
-        """The newest line of a node's access log, empty when there is none yet."""
-        lines = list(parse_lines(self.ztunnel_log(node).read_text(errors="replace")))
-        return lines[-1].text if lines else ""
+    def access_lines(self, node: str) -> list[AccessLine]:
+        """All of a node's access log, oldest first."""
+        return list(parse_lines(self.ztunnel_log(node).read_text(errors="replace")))
 
     def follow_access(self, node: str) -> "AccessLog":
         """The access log of a node from now on."""

@@ -75,13 +75,24 @@ def acquire(command: Sequence[str]) -> None:
 
 
 def become_root() -> None:
-    """Move this process into a new user namespace in which its user is root. Raises OSError."""
+    """Move this process into new user and network namespaces, in which its user is root.
+
+    Raises OSError.
+    """
     user_id, group_id = os.geteuid(), os.getegid()
-    system.unshare(system.CLONE_NEWUSER)
+    # A network namespace of its own as well: nobody can come back into one that belongs to the
+    # user namespace outside, and this process will go into others and return all the time.
+    system.unshare(system.CLONE_NEWUSER | system.CLONE_NEWNET)
     # user_namespaces(7): without privileges outside, setgroups has to be given up first.
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"0 {user_id} 1")
-    Path("/proc/self/gid_map").write_text(f"0 {group_id} 1")
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"0 {user_id} 1"),
+        ("gid_map", f"0 {group_id} 1"),
+    ):
+        try:
+            Path("/proc/self", name).write_text(text)
+        except OSError as error:
+            raise OSError(error.errno, f"/proc/self/{name}: {error.strerror}") from error
 
 
 def _build_something() -> None:

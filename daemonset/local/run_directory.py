@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -93,15 +94,19 @@ class RunDirectory:
         self._lock = lock
 
     @classmethod
-    def create(cls, name: str) -> Self:
+    def create(cls, name: str, under: Path | None = None) -> Self:
         """Make and lock the folder for mesh *name*; what a killed one left behind is removed.
+
+        Args:
+            under: instead of where this user's meshes are.
 
         Raises:
             RunDirectoryError: a mesh of that name is running, or the folder cannot be made.
         """
-        path = base() / name
+        path = (under or base()) / name
         try:
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _make_private(path.parent)
+            path.mkdir(exist_ok=True, mode=0o700)
             lock = _try_lock(path)
         except OSError as error:
             raise RunDirectoryError(f"{path}: {error.strerror}") from error
@@ -181,12 +186,23 @@ def remove_stale() -> list[str]:
     """Delete the folders of meshes that were killed; their names."""
     removed: list[str] = []
     if base().is_dir():
+        _make_private(base())
         for path in sorted(base().iterdir()):
             lock = _try_lock(path) if path.is_dir() else None
             if lock is not None:
                 RunDirectory(path, lock).remove()
                 removed.append(path.name)
     return removed
+
+
+def _make_private(path: Path) -> None:
+    """A folder in a place that others may write to (/tmp) must be ours before it is trusted."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = path.lstat()
+    if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
+        raise RunDirectoryError(f"{path} belongs to somebody else; set AMBIENT_RUN_DIR")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise RunDirectoryError(f"{path} can be changed by others: chmod go-w it")
 
 
 def _try_lock(path: Path) -> int | None:

@@ -12,9 +12,9 @@ Names of pods are ``pod`` (namespace ``default``) or ``namespace/pod``. Waiting 
 condition, with the mesh kept going meanwhile, and a condition that does not come quotes the logs.
 """
 
-import itertools
 import json
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +26,7 @@ from daemonset.local.mesh import Mesh, Settings
 from daemonset.local.metrics_lines import Sample, parse_samples
 from daemonset.local.observe import AccessLog, Observer
 from daemonset.local.processes import last_lines, python
+from daemonset.local.run_directory import RunDirectory
 from daemonset.local.topology import PodPlan
 from tests.support.lab import node_yaml, pod_yaml
 
@@ -33,7 +34,6 @@ PATIENCE = 20.0
 """Seconds that any condition may take; far more than it does, for machines that are busy."""
 
 _LABEL = "istio.io/dataplane-mode"
-_names = itertools.count(1)
 
 
 class NotSeenError(AssertionError):
@@ -67,8 +67,10 @@ class LogView:
 class MeshLab:
     """One running mesh."""
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, reports: list[str]) -> None:
         self.mesh = mesh
+        self.reports = reports
+        """What the mesh has told its user so far."""
         self.observer = Observer(mesh)
         self._started: list[subprocess.Popen[bytes]] = []
 
@@ -258,15 +260,17 @@ def mesh_lab(
         command = "[sleep, infinity]"
         text += pod_yaml(name, node, namespace=namespace, command=command, account=name)
     (yaml / "objects.yaml").write_text(text + objects)
-    name = f"test-{next(_names)}-{folder.name[-12:]}"
-    settings = Settings(name=name, folder=yaml, with_mesh=with_mesh, ztunnel=dict(ztunnel or {}))
+    settings = Settings(name="test", folder=yaml, with_mesh=with_mesh, ztunnel=dict(ztunnel or {}))
     reports: list[str] = []
-    lab = MeshLab(Mesh.open(settings, reports.append))
-    try:
-        lab.mesh.start()
-        yield lab
-    finally:
-        lab.close()
+    # Not below the test's own folder: that is too deep for the paths of sockets.
+    with tempfile.TemporaryDirectory(prefix="ambient-", ignore_cleanup_errors=True) as place:
+        run = RunDirectory.create("test", Path(place))
+        lab = MeshLab(Mesh.open(settings, reports.append, run), reports)
+        try:
+            lab.mesh.start()
+            yield lab
+        finally:
+            lab.close()
 
 
 def _full(pod: str) -> str:

@@ -65,3 +65,10 @@ def test_a_path_that_is_too_long_for_a_socket_is_refused() -> None:
 
 def test_the_user_is_known_as_the_machine_knows_it() -> None:
     assert run_directory.real_user_id() == os.getuid()
+
+
+def test_a_folder_that_others_can_change_is_not_used(place: Path) -> None:
+    place.mkdir()
+    place.chmod(0o777)
+    with pytest.raises(RunDirectoryError, match="can be changed by others"):
+        RunDirectory.create("one")

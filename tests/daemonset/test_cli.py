@@ -1,0 +1,39 @@
+import pytest
+
+from daemonset import cli
+
+COMMANDS = [name for names in cli._ROOMS.values() for name in names]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"ambient {command}" in capsys.readouterr().out
+
+
+def test_help_names_every_command_and_where_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "ambient demo" in text
+    assert all(f"\n    {command}" in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("words", [[], ["no-such-command"]])
+def test_what_is_no_command_is_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+    assert "usage: ambient" in capsys.readouterr().err
+
+
+def test_the_command_that_runs_gives_the_exit_status(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["validate", "/no/such/folder"]) == 1
+    assert "/no/such/folder" in capsys.readouterr().err
