@@ -66,11 +66,11 @@ class Capture:
                         self._end_connections()
                 wrong = differences(table, nftables.read(TABLE))
                 wrong += self._missing_routes(routing)
+            self._set_migrate(captured_before=found is not None)
         except OSError as error:
             raise CaptureError(explained("cannot capture", error)) from error
         if wrong:
             raise CaptureError("the kernel did not keep what was applied: " + "; ".join(wrong))
-        self._set_migrate()
 
     def check(self) -> list[str]:
         """What is not as it was applied, in words; an empty list when all is well.
@@ -174,24 +174,29 @@ class Capture:
             # Without conntrack netlink: connections that were not tracked before end nevertheless.
             logger.warning("connections from before the capture may go on: %s", error)
 
-    def _set_migrate(self) -> None:
+    def _set_migrate(self, *, captured_before: bool) -> None:
+        if self._migrate_before is not None:
+            return
         try:
             with self._namespace.enter():
                 before = netns.sysctl(MIGRATE)
                 if before != "1":
                     netns.set_sysctl(MIGRATE, 1)
-                    self._migrate_before = before
         except FileNotFoundError:
             logger.info("this kernel has no %s (5.14 and later have)", MIGRATE)
+            self._migrate_before = ""
         except OSError as error:
             # Worth a line, not a pod: it only matters when a worker dies.
             logger.warning("cannot set %s: %s", MIGRATE, error)
+            self._migrate_before = ""
+        else:
+            # An agent before this one has set it; 0 is what namespaces begin with.
+            self._migrate_before = "0" if captured_before else before
 
     def _restore_migrate(self) -> None:
-        if self._migrate_before is None:
-            return
-        with self._namespace.enter():
-            netns.set_sysctl(MIGRATE, self._migrate_before)
+        if self._migrate_before:
+            with self._namespace.enter():
+                netns.set_sysctl(MIGRATE, self._migrate_before)
         self._migrate_before = None
 
 

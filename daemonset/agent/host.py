@@ -4,7 +4,8 @@ The kubelet probes in plain text and has no identity, so what a process of the n
 a pod of the node is let through. Its source address does not tell: the node's address on the pod
 network is also that of forwarded traffic (NodePort). What does is that the packet belongs to a
 socket of the node's own namespace, which the kernel knows where the packet leaves. Such connections
-get a link-local source address that nobody else has, and the pods' rules let that address in.
+get a link-local source address that nobody else has, and the pods' rules let that address in; who
+sends under that address from outside the node, or from a pod, is not heard.
 """
 
 import socket
@@ -31,6 +32,7 @@ SET_V4, SET_V6 = "probed-v4", "probed-v6"
 # One before the place where others rewrite sources (100): the first translation is the one that
 # counts, and a masquerade by the network plugin would hide what this is about.
 _BEFORE_SNAT = 99
+_RAW = -300
 
 
 def host_table() -> Table:
@@ -51,9 +53,19 @@ def host_table() -> Table:
             (socket.AF_INET6, SET_V6, PROBE_V6),
         )
     )
+    guises = tuple(
+        Rule(
+            (*nft.source(address), nft.counter(), nft.drop()),
+            "only this node itself may use this address, and it does not receive from itself",
+        )
+        for address in (PROBE_V4, PROBE_V6)
+    )
     return Table(
         TABLE,
-        (Chain("probes", rules, "postrouting", "nat", _BEFORE_SNAT),),
+        (
+            Chain("probes", rules, "postrouting", "nat", _BEFORE_SNAT),
+            Chain("guises", guises, "prerouting", "filter", _RAW),
+        ),
         (Set(SET_V4, ("ipv4_addr",)), Set(SET_V6, ("ipv6_addr",))),
     )
 

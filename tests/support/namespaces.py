@@ -5,6 +5,7 @@ Nothing touches the machine's own network: the host is a namespace too, and ever
 """
 
 import socket
+import time
 from types import TracebackType
 
 from pyroute2 import IPRoute
@@ -13,16 +14,27 @@ from ztunnel.linux import netns
 from ztunnel.linux.netns import NetworkNamespace
 
 HOST_V4, HOST_V6 = "10.1.0.1", "fd01::1"
+_LOCAL = 2  # RTN_LOCAL
+_NODAD = 2  # IFA_F_NODAD: usable at once, and not when a work queue has looked for duplicates
 
 
 def _prepare(namespace: NetworkNamespace) -> None:
     with namespace.enter():
         netns.bring_up("lo")
         netns.set_sysctl("net.ipv4.tcp_congestion_control", "reno")
-        # Addresses are usable at once, not after a second of duplicate detection.
-        netns.set_sysctl("net.ipv6.conf.default.accept_dad", 0)
         netns.set_sysctl("net.ipv6.conf.all.forwarding", 1)
         netns.set_sysctl("net.ipv4.ip_forward", 1)
+
+
+def _wait_until_local(ip: IPRoute, address: str) -> None:
+    """A work queue of the kernel brings the routes of IPv6 addresses in, a little later."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        [route] = ip.route("get", dst=address, family=socket.AF_INET6)
+        if route["type"] == _LOCAL:
+            return
+        time.sleep(0.0005)
+    raise TimeoutError(f"{address} has no local route")
 
 
 class Pod:
@@ -69,7 +81,7 @@ class Cluster:
                 peer = inside.link_lookup(ifname="eth0")[0]
                 inside.link("set", index=peer, state="up")
                 inside.addr("add", index=peer, address=pod.v4, prefixlen=32)
-                inside.addr("add", index=peer, address=pod.v6, prefixlen=128)
+                inside.addr("add", index=peer, address=pod.v6, prefixlen=128, flags=_NODAD)
                 inside.route("add", dst=f"{HOST_V4}/32", oif=peer, scope=253)
                 inside.route("add", dst="default", gateway=HOST_V4, oif=peer)
                 inside.route("add", dst=f"{HOST_V6}/128", oif=peer, family=socket.AF_INET6)
@@ -77,9 +89,12 @@ class Cluster:
                     "add", dst="default", gateway=HOST_V6, oif=peer, family=socket.AF_INET6
                 )
             ip.addr("add", index=index, address=HOST_V4, prefixlen=32)
-            ip.addr("add", index=index, address=HOST_V6, prefixlen=128)
+            ip.addr("add", index=index, address=HOST_V6, prefixlen=128, flags=_NODAD)
             ip.route("add", dst=f"{pod.v4}/32", oif=index, scope=253)
             ip.route("add", dst=f"{pod.v6}/128", oif=index, family=socket.AF_INET6)
+            _wait_until_local(ip, HOST_V6)
+            with pod.namespace.enter(), IPRoute() as inside:
+                _wait_until_local(inside, pod.v6)
 
     def close(self) -> None:
         for pod in self.pods:

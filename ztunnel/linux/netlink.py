@@ -37,6 +37,8 @@ _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _ERROR = struct.Struct("=i")
 
 _RECEIVE_SIZE = 1 << 18
+_SEND_SIZE = 1 << 22
+_SO_SNDBUFFORCE = 32
 _TIMEOUT = struct.pack("@ll", 10, 0)
 
 
@@ -115,6 +117,11 @@ class NetlinkSocket:
             self.sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
             self.sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_SIZE)
+            try:
+                # A transaction is one packet, however large its sets are.
+                self.sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_SIZE)
+            except PermissionError:  # in a user namespace: as much as everybody may have
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_SIZE)
             for group in groups:
                 self.sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
             # Not settimeout(): Python would wait even where MSG_DONTWAIT is asked for.
@@ -162,6 +169,29 @@ class NetlinkSocket:
         if refused is not None:
             self._drain()
             raise refused
+
+    def batch_of_none(self, begin: Message, end: Message) -> None:
+        """A transaction without any change, which only asks whether there could be one now.
+
+        Raises NetlinkError when there could not.
+        """
+        self._sequence += 2
+        packed = b""
+        for message, number in ((begin, self._sequence - 1), (end, self._sequence)):
+            length = _HEADER.size + len(message.body)
+            packed += _HEADER.pack(length, message.kind, NLM_F_REQUEST, number, 0) + message.body
+        self.sock.sendto(packed, (0, 0))
+        # Only an error is answered, and it is there by now.
+        while True:
+            try:
+                answers = self._receive(socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            for answer, number in answers:
+                if answer.kind == _NLMSG_ERROR and number >= self._sequence - 1:
+                    code, explanation = _parse_error(answer)
+                    if code:
+                        raise NetlinkError(code, 0, explanation)
 
     def dump(self, kind: int, body: bytes, flags: int = 0) -> list[Message]:
         """Everything of one kind, consistent. Raises NetlinkError."""

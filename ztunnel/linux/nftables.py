@@ -42,6 +42,10 @@ _SET_IS_MAP = 8
 # nft's own numbers for data types: the kernel only carries them, `nft list` shows elements by them.
 _DATA_TYPES = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "inet_service": (13, 2), "mark": (19, 4)}
 _TYPE_BITS = 6
+_ELEMENTS_AT_ONCE = 200
+_READ_ATTEMPTS = 50
+_BATCH = struct.pack("!BBH", 0, 0, 10)  # struct nfgenmsg of a batch for nftables
+_ERESTART = 85
 
 
 class Nftables:
@@ -73,7 +77,36 @@ class Nftables:
         self._commit(messages, [name for name in names for _ in range(2)])
 
     def read(self, name: str) -> Table | None:
-        """The table as the kernel has it, or None. Counters are not part of it."""
+        """The table as the kernel has it at one moment, or None. Counters are not part of it."""
+        for _ in range(_READ_ATTEMPTS):
+            self._wait_for_commit()
+            generation = self.generation()
+            try:
+                found = self._read_once(name)
+            except NetlinkError as error:
+                # Somebody took away what was just being listed: look again.
+                if error.errno != errno.ENOENT:
+                    raise
+            else:
+                if self._wait_for_commit(generation):
+                    return found
+        raise NetlinkError(errno.EBUSY, 0, f"table {name} cannot be read: rules keep changing")
+
+    def _wait_for_commit(self, generation: int = 0) -> bool:
+        """Let a transaction that is under way come to its end; it changes what is listed and the
+        generation not quite at the same time. True when it is still `generation` (0 always is).
+        """
+        expected = _number(1, generation) if generation else b""  # NFNL_BATCH_GENID
+        begin = Message(0x10, 0, _BATCH + expected)
+        try:
+            self._netlink.batch_of_none(begin, Message(0x11, 0, _BATCH))
+        except NetlinkError as error:
+            if error.errno == _ERESTART:
+                return False
+            raise
+        return True
+
+    def _read_once(self, name: str) -> Table | None:
         try:
             self._netlink.ask(_SUBSYSTEM | _GET_TABLE, _body(text(1, name)))
         except NetlinkError as error:
@@ -81,21 +114,22 @@ class Nftables:
                 return None
             raise
         rules: dict[str, list[Rule]] = {}
-        for message in self._netlink.dump(_SUBSYSTEM | _GET_RULE, _body(text(1, name))):
-            found = attributes(message.body[4:])
-            if string_of(found[1]) == name:
-                rules.setdefault(string_of(found[2]), []).append(_read_rule(found))
-        chains = []
-        for message in self._netlink.dump(_SUBSYSTEM | _GET_CHAIN, _body()):
-            found = attributes(message.body[4:])
-            if string_of(found[1]) == name:
-                chains.append(_read_chain(found, rules))
-        sets = []
-        for message in self._netlink.dump(_SUBSYSTEM | _GET_SET, _body(text(1, name))):
-            found = attributes(message.body[4:])
-            if string_of(found[1]) == name:
-                sets.append(_read_set(found, self.elements(name, string_of(found[2]))))
+        for found in self._list(_GET_RULE, name):
+            rules.setdefault(string_of(found[2]), []).append(_read_rule(found))
+        chains = [_read_chain(found, rules) for found in self._list(_GET_CHAIN, name)]
+        sets = [
+            _read_set(found, self.elements(name, string_of(found[2])))
+            for found in self._list(_GET_SET, name)
+        ]
         return Table(name, tuple(chains), tuple(sets))
+
+    def _list(self, kind: int, table: str) -> list[dict[int, bytes]]:
+        """Attributes of everything of one kind in a table; the kernel filters some kinds only."""
+        body = _body(text(1, table)) if kind != _GET_CHAIN else _body()
+        listed = [
+            attributes(answer.body[4:]) for answer in self._netlink.dump(_SUBSYSTEM | kind, body)
+        ]
+        return [found for found in listed if string_of(found[1]) == table]
 
     def table_names(self) -> list[str]:
         """The names of all `inet` tables of this namespace."""
@@ -113,25 +147,18 @@ class Nftables:
 
     def add_elements(self, table: str, name: str, elements: Sequence[Element]) -> None:
         """Add to a set in one transaction. One that is already there keeps its old comment."""
-        body = _elements_body(table, name, elements)
-        self._commit([Message(_SUBSYSTEM | _NEW_ELEMENT, NLM_F_CREATE, body)], [table])
+        self.replace_elements(table, name, (), elements)
 
     def delete_elements(self, table: str, name: str, elements: Sequence[Element]) -> None:
         """Take out of a set in one transaction. One that is not there is an error (ENOENT)."""
-        body = _elements_body(table, name, elements)
-        self._commit([Message(_SUBSYSTEM | _DELETE_ELEMENT, 0, body)], [table])
+        self.replace_elements(table, name, elements, ())
 
     def replace_elements(
         self, table: str, name: str, old: Sequence[Element], new: Sequence[Element]
     ) -> None:
         """Swap elements in one transaction, e.g. one for itself with another comment."""
-        messages = []
-        if old:
-            body = _elements_body(table, name, old)
-            messages.append(Message(_SUBSYSTEM | _DELETE_ELEMENT, 0, body))
-        if new:
-            body = _elements_body(table, name, new)
-            messages.append(Message(_SUBSYSTEM | _NEW_ELEMENT, NLM_F_CREATE, body))
+        messages = _element_messages(_DELETE_ELEMENT, 0, table, name, old)
+        messages += _element_messages(_NEW_ELEMENT, NLM_F_CREATE, table, name, new)
         if messages:
             self._commit(messages, [table] * len(messages))
 
@@ -151,10 +178,8 @@ class Nftables:
         self.close()
 
     def _commit(self, messages: Sequence[Message], tables: Sequence[str]) -> None:
-        begin = Message(0x10, 0, struct.pack("!BBH", 0, 0, 10))
-        end = Message(0x11, 0, struct.pack("!BBH", 0, 0, 10))
         try:
-            self._netlink.batch(messages, (begin, end))
+            self._netlink.batch(messages, (Message(0x10, 0, _BATCH), Message(0x11, 0, _BATCH)))
         except NetlinkError as error:
             where = "the transaction"
             if 0 <= error.position < len(messages):
@@ -195,9 +220,9 @@ def _table_messages(table: Table) -> list[Message]:
     for number, entry in enumerate(table.sets, start=1):
         body = _body(_set_attributes(table.name, entry, number))
         messages.append(Message(_SUBSYSTEM | _NEW_SET, NLM_F_CREATE, body))
-        if entry.elements:
-            body = _elements_body(table.name, entry.name, entry.elements)
-            messages.append(Message(_SUBSYSTEM | _NEW_ELEMENT, NLM_F_CREATE, body))
+        messages += _element_messages(
+            _NEW_ELEMENT, NLM_F_CREATE, table.name, entry.name, entry.elements
+        )
     for chain in table.chains:
         packed = text(1, table.name) + text(3, chain.name)
         if chain.hook:
@@ -283,16 +308,23 @@ def _read_set(found: dict[int, bytes], elements: tuple[Element, ...]) -> Set:
     return Set(string_of(found[2]), _type_names(kind), _type_names(value), elements)
 
 
-def _elements_body(table: str, name: str, elements: Sequence[Element]) -> bytes:
-    packed = []
-    for element in elements:
-        one = attribute(1, attribute(1, element.key))
-        if element.value:
-            one += attribute(2, attribute(1, element.value))
-        if element.comment:
-            one += attribute(6, _comment(element.comment))
-        packed.append(attribute(1, one))
-    return _body(text(1, table) + text(2, name) + attribute(3, b"".join(packed)))
+def _element_messages(
+    kind: int, flags: int, table: str, name: str, elements: Sequence[Element]
+) -> list[Message]:
+    messages = []
+    # An attribute cannot be longer than 64 KiB, and an element with its comment is up to 300 bytes.
+    for start in range(0, len(elements), _ELEMENTS_AT_ONCE):
+        packed = []
+        for element in elements[start : start + _ELEMENTS_AT_ONCE]:
+            one = attribute(1, attribute(1, element.key))
+            if element.value:
+                one += attribute(2, attribute(1, element.value))
+            if element.comment:
+                one += attribute(6, _comment(element.comment))
+            packed.append(attribute(1, one))
+        body = _body(text(1, table) + text(2, name) + attribute(3, b"".join(packed)))
+        messages.append(Message(_SUBSYSTEM | kind, flags, body))
+    return messages
 
 
 def _read_element(found: dict[int, bytes]) -> Element:

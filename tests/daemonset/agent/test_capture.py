@@ -229,7 +229,7 @@ def test_probes_of_the_node_pass(cluster: Cluster, family: int) -> None:
 def _own_address(cluster: Cluster, address: str) -> None:
     with cluster.host.enter(), IPRoute() as ip:
         length = 128 if ":" in address else 32
-        ip.addr("add", index=1, address=address, prefixlen=length)
+        ip.addr("add", index=1, address=address, prefixlen=length, flags=2)
 
 
 @FAMILIES
@@ -418,7 +418,8 @@ def test_release_keeps_connections_and_takes_in_no_more(cluster: Cluster) -> Non
             assert select.select([direct], [], [], 5)[0]
 
 
-def test_removal_leaves_the_namespace_as_it_was(cluster: Cluster) -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+def test_removal_leaves_the_namespace_as_it_was(cluster: Cluster, restarted: bool) -> None:
     pod, other = cluster.pods
     capture = Capture(pod.namespace, OPTIONS)
     with pod.namespace.enter():
@@ -426,6 +427,9 @@ def test_removal_leaves_the_namespace_as_it_was(cluster: Cluster) -> None:
     capture.apply()
     with pod.namespace.enter():
         assert netns.sysctl(MIGRATE) == "1"
+    if restarted:
+        capture = Capture(pod.namespace, OPTIONS)
+        capture.apply()
     assert capture.is_present()
     capture.remove()
     capture.remove()

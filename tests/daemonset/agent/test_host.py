@@ -110,6 +110,30 @@ def test_a_forwarded_connection_to_a_node_port_is_captured(
         assert peer(proxy) == HOST_V4
 
 
+@FAMILIES
+def test_nobody_else_sends_under_the_probes_address(
+    cluster: Cluster, probes: HostProbes, family: int
+) -> None:
+    pod, other = cluster.pods
+    probe = PROBE_V6 if family == socket.AF_INET6 else PROBE_V4
+    with (
+        sockets.udp("::", 7, namespace=pod.namespace) as listener,
+        other.namespace.socket(family, socket.SOCK_DGRAM) as honest,
+        other.namespace.socket(family, socket.SOCK_DGRAM) as sender,
+    ):
+        # The way is known then: no packet waits for a neighbour until the rules are gone.
+        honest.sendto(b"honest", (pod.address(family), 7))
+        assert select.select([listener], [], [], 5)[0]
+        assert listener.recv(100) == b"honest"
+        sockets.set_transparent(sender)
+        sender.bind((probe, 7))
+        sender.sendto(b"disguised", (pod.address(family), 7))
+        probes.stop()
+        sender.sendto(b"without our rules", (pod.address(family), 7))
+        assert select.select([listener], [], [], 5)[0]
+        assert listener.recv(100) == b"without our rules"
+
+
 def held(cluster: Cluster) -> dict[bytes, str]:
     with Nftables(cluster.host) as nftables:
         return {

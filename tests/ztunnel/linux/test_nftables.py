@@ -1,5 +1,6 @@
 import select
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -214,9 +215,12 @@ def test_elements_come_and_go(nftables: Nftables) -> None:
     with pytest.raises(NetlinkError):
         nftables.delete_elements("t", "s", [two])
     # Many, in one packet.
-    many = [Element(address_bytes(f"2001:db8:1::{n:x}")) for n in range(1, 2001)]
+    many = [
+        Element(address_bytes(f"2001:db8:1::{n:x}"), comment="a comment " * 10)
+        for n in range(1, 1001)
+    ]
     nftables.add_elements("t", "s", many)
-    assert len(nftables.elements("t", "s")) == 2001
+    assert len(nftables.elements("t", "s")) == 1001
 
 
 def test_a_change_is_noticed(namespace: NetworkNamespace, nftables: Nftables) -> None:
@@ -231,6 +235,27 @@ def test_a_change_is_noticed(namespace: NetworkNamespace, nftables: Nftables) ->
         nftables.read("everything")
         assert nftables.generation() == before
         assert watcher.drain_notifications() == 0
+
+
+def test_what_is_read_was_so_at_one_moment(namespace: NetworkNamespace) -> None:
+    """While the table comes and goes, it is either there as a whole or not at all."""
+    over = threading.Event()
+
+    def change() -> None:
+        with Nftables(namespace) as other:
+            while not over.is_set():
+                other.replace(EVERYTHING)
+                other.delete("everything")
+
+    changing = threading.Thread(target=change)
+    with Nftables(namespace) as nftables:
+        changing.start()
+        try:
+            seen = [differences(EVERYTHING, nftables.read("everything")) for _ in range(100)]
+        finally:
+            over.set()
+            changing.join()
+    assert {tuple(each) for each in seen} <= {(), ("table everything is gone",)}
 
 
 @pytest.mark.parametrize(("family", "vip"), [(socket.AF_INET, "10.96.0.1"), (10, "fd00:96::1")])
