@@ -43,7 +43,7 @@ def mesh(generation: int, *pods: tuple[str, str, str]) -> Snapshot:
 
 class Plane:
     def __init__(self, first: Snapshot) -> None:
-        self.service = DiscoveryService(first)
+        self.service = DiscoveryService(first, lambda: None)
         self._thread = GrpcThread()
         (self.port,) = self._thread.start(
             lambda: [Listener("127.0.0.1", 0, [self.service.handler(None)], None)]
