@@ -243,10 +243,14 @@ def udp(
     return sock
 
 
-def missing_capabilities(mark: int) -> list[str]:
+def missing_capabilities(mark: int | None, *, transparent: bool = True) -> list[str]:
     """What this process may not do but must, in words; an empty list means all is well.
 
     Worth asking at start: without these every single pod would fail later, one by one.
+
+    Args:
+        mark: the mark that sockets in pods get; None needs no permission.
+        transparent: connections must be made from their clients' addresses.
     """
     missing = []
     try:
@@ -256,11 +260,13 @@ def missing_capabilities(mark: int) -> list[str]:
         missing.append(f"enter a network namespace (CAP_SYS_ADMIN): {error}")
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         try:
-            set_mark(probe, mark)
+            if mark is not None:
+                set_mark(probe, mark)
         except OSError as error:
             missing.append(f"mark a socket (CAP_NET_ADMIN or CAP_NET_RAW): {error}")
         try:
-            set_transparent(probe)
+            if transparent:
+                set_transparent(probe)
         except OSError as error:
             missing.append(f"use the address of a client (CAP_NET_RAW or CAP_NET_ADMIN): {error}")
     return missing

@@ -50,7 +50,7 @@ class Connecting:
 
     def expired(self) -> None:
         """No answer in time."""
-        self._end(TimeoutError(errno.ETIMEDOUT, "no answer to the connect in time"))
+        self._end(TimeoutError(errno.ETIMEDOUT, "connection timed out"))
 
     def failed(self, error: BaseException) -> None:
         """`done` raised, or the socket did."""

@@ -130,6 +130,7 @@ class Engine:
         self.in_round = False
         self.woken = False
         self.rounds = 0
+        self.busy = 0.0  # seconds spent in rounds
         self.errors = 0
         self.now = time.monotonic()
         self.register(self._wake.fd, self._wake, select.EPOLLIN)
@@ -223,7 +224,9 @@ class Engine:
                     continue
                 self.now = clock()
                 self._round(events)
-                if self.woken or self.now - last > CHECKPOINT_EVERY:
+                ended = clock()
+                self.busy += ended - self.now
+                if self.woken or ended - last > CHECKPOINT_EVERY:
                     self.woken = False
                     await trio.lowlevel.checkpoint()
                     last = clock()
@@ -237,7 +240,11 @@ class Engine:
         if self._later:
             later, self._later = self._later, []
             for action in later:
-                action()
+                try:
+                    action()
+                except Exception:
+                    self.errors += 1
+                    log.exception("something put off to this round failed")
         for looks_left in range(LOOKS - 1, -1, -1):
             for fd, mask in events:
                 handler = handlers.get(fd)

@@ -48,11 +48,10 @@ class StreamFlow(StreamOwner):
     """
 
     __slots__ = (
-        "_app", "_big", "_discarding", "_ended", "_fin_sent", "_first", "_granted", "_grow_at",
-        "_mask", "_other",
-        "_ours", "_pending", "app_is_client", "closed", "discarded", "engine", "fd", "from_app",
-        "from_peer", "http", "owner", "recv_into", "recvmsg_into", "send", "sock", "stream",
-        "tunnel",
+        "_app", "_app_done", "_big", "_discarding", "_ended", "_fin_sent", "_first", "_granted",
+        "_grow_at", "_mask", "_other", "_ours", "_pending", "app_is_client", "closed", "discarded",
+        "engine", "fd", "from_app", "from_peer", "http", "owner", "recv_into", "recvmsg_into",
+        "send", "sock", "stream", "tunnel",
     )  # fmt: skip
 
     path: Final = "tls"
@@ -83,6 +82,7 @@ class StreamFlow(StreamOwner):
         self._app = ClosedBy.CLIENT if app_is_client else ClosedBy.SERVER
         self._other = ClosedBy.SERVER if app_is_client else ClosedBy.CLIENT
         self._first: ClosedBy | None = None
+        self._app_done = False  # it sent its FIN
         self._big = False
         self._pending = bytearray()
         self._grow_at = stream.window  # bytes from the peer after which the window grows
@@ -178,6 +178,7 @@ class StreamFlow(StreamOwner):
     def _app_ended(self) -> None:
         if self._first is None:
             self._first = self._app
+        self._app_done = True
         self._arm(self._mask & ~_IN)
         if not self.stream.local_closed:
             self.http.end(self.stream)
@@ -201,6 +202,7 @@ class StreamFlow(StreamOwner):
             return
         self.discarded += count
         if not count:
+            self._app_done = True
             self._arm(self._mask & ~_IN)
             self._finish_if_done()
 
@@ -349,7 +351,7 @@ class StreamFlow(StreamOwner):
             return
         if tcp_end_for_reset(event.code, self._ended) is TcpEnd.CLOSE:
             self._discarding = True
-            if self._mask & _IN or not self.stream.local_closed:
+            if not self._app_done:  # also where reading had paused: what is unread would reset it
                 self._arm(self._mask | _IN)
             self._finish_if_done()
             return
@@ -392,9 +394,7 @@ class StreamFlow(StreamOwner):
                 self.tunnel.mark_dirty()
 
     def _finish_if_done(self) -> None:
-        # Not merely paused: the application's half is over when END_STREAM went out.
-        app_ended = not self._mask & _IN and (self.stream.local_closed or self._discarding)
-        if self._fin_sent and app_ended:
+        if self._fin_sent and self._app_done:
             self._finish(None)
 
     def _finish(self, error: str | None) -> None:

@@ -27,6 +27,7 @@ from ztunnel.http2.events import (
 from ztunnel.http2.stream import Stream
 from ztunnel.relay.buffers import HEADER, READ, RECORD
 from ztunnel.relay.engine import Engine
+from ztunnel.relay.leaving import Leaving
 from ztunnel.tls.session import Session
 
 log = logging.getLogger("ztunnel.relay")
@@ -71,6 +72,18 @@ class StreamOwner:
 
     def lost(self, reason: str) -> None:
         """The tunnel is gone."""
+
+
+class Nobody(StreamOwner):
+    """The owner of a stream that nobody cares about any more: what still comes is dropped."""
+
+    __slots__ = ()
+
+    def deliver(self, view: memoryview, ended: bool) -> None:
+        """Nobody wants it."""
+
+
+NOBODY: Final = Nobody()
 
 
 class TunnelOwner(Protocol):
@@ -182,7 +195,10 @@ class Tunnel:
         if not self.closed and self._rest:
             rest = self._rest
             self.buffers.wire[: len(rest)] = rest
-            self._open(len(rest))
+            try:
+                self._open(len(rest))
+            except Exception as error:
+                self.failed(error)
 
     def _open(self, end: int) -> None:
         wire = self.buffers.wire
@@ -231,7 +247,7 @@ class Tunnel:
         elif isinstance(event, TunnelRefused):
             event.stream.owner.refused(event)
         elif isinstance(event, StreamReset):
-            if event.stream.owner is not None:
+            if event.stream.owner is not None:  # a malformed request has none
                 event.stream.owner.reset(event)
             self._retire_if_done()
         elif isinstance(event, TrailersReceived):
@@ -337,14 +353,12 @@ class Tunnel:
         if self._unsent:
             return
         self.blocked = False
-        if self._closing:
-            self.close("closed")
-            return
         self.engine.modify(self.fd, _IN)
         self.flush()
         waiting, self.waiting = self.waiting, []
         for owner in waiting:
             owner.writable()
+        self._retire_if_done()
 
     # ---- life
 
@@ -364,6 +378,7 @@ class Tunnel:
 
     def tick(self, now: float) -> None:
         """Keepalive; call about once a second."""
+        self._retire_if_done()  # the last stream may have ended without a flow to tell us
         if self.closed:
             return
         if self._ping_sent:
@@ -387,12 +402,30 @@ class Tunnel:
     def stream_ended(self) -> None:
         """A flow is done with its stream."""
         self.used = self.engine.now
-        if self._closing:
+        if self._closing or self.http.goaway_received is not None:
             self._retire_if_done()
 
     def _retire_if_done(self) -> None:
-        if (self._closing or self.http.goaway_received) and self.idle and not self.closed:
-            self.close("drained")
+        if (
+            (self._closing or self.http.goaway_received is not None)
+            and self.idle
+            and not self.blocked
+            and not self.closed
+        ):
+            self._seal_pending()  # the end of the last stream goes first
+            if not self.blocked and not self.closed:
+                self._leave()
+
+    def _leave(self) -> None:
+        self.closed = True
+        try:
+            self.send(self.session.close_notify())
+        except (OSError, RuntimeError):
+            pass  # the peer is gone, and has taken what it wanted
+        self.waiting = []
+        self.engine.unregister(self.fd)
+        Leaving(self.engine, self.sock)
+        self.owner.tunnel_lost(self, "drained")
 
     def close(self, reason: str, alert: bytes = b"", final_words: bool = False) -> None:
         """Ends the tunnel now; open streams are lost, their owners told. Idempotent.
@@ -411,7 +444,10 @@ class Tunnel:
                 pass  # the peer is gone already, or our side was closed before
         for stream in list(self.http.streams.values()):
             if stream.owner is not None:
-                stream.owner.lost(reason)
+                try:
+                    stream.owner.lost(reason)
+                except Exception:  # the others must still be told
+                    log.exception("a stream could not be ended")
         self.waiting = []
         self.engine.close_later(self.sock)
         self.owner.tunnel_lost(self, reason)
