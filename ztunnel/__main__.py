@@ -1,18 +1,17 @@
 """`python -m ztunnel [proxy|version|help]`: the node proxy."""
 
-import logging
 import os
 import socket
 import sys
 from importlib.metadata import version
 
 from ztunnel import config as configuration
-from ztunnel.process.supervisor import (
-    CHANNEL_VARIABLE,
-    ROLE_VARIABLE,
-    SLOT_VARIABLE,
-    Supervisor,
-)
+from ztunnel.config import Config
+from ztunnel.config.model import OriginalSource, ProxyMode
+from ztunnel.linux.sockets import missing_capabilities
+from ztunnel.process.children import CHANNEL_VARIABLE, ROLE_VARIABLE, SLOT_VARIABLE
+from ztunnel.process.logs import SupervisorLog
+from ztunnel.process.supervisor import Supervisor
 
 
 def main() -> int:
@@ -36,12 +35,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     if not role:
-        logging.basicConfig(
-            level=logging.INFO,
-            stream=sys.stdout,
-            format="%(asctime)s\t%(levelname)s\t%(name)s\t%(message)s",
-        )
-        return Supervisor(settings.workers, settings.termination_deadline).run()
+        return _supervise(settings)
     # Imported only where needed: a worker must not pay for the control process's libraries.
     supervisor = socket.socket(fileno=int(channel))
     if role == "worker":
@@ -51,6 +45,24 @@ def main() -> int:
     from ztunnel.process import control
 
     return control.main(settings, supervisor)
+
+
+def _supervise(settings: Config) -> int:
+    missing = _missing(settings)
+    if missing:
+        print("not allowed here, but needed to serve pods:", file=sys.stderr)
+        for what in missing:
+            print(f"  {what}", file=sys.stderr)
+        return 1
+    log = SupervisorLog(settings.telemetry, sys.stdout.fileno())
+    return Supervisor(settings.workers, settings.termination_deadline, log.write).run()
+
+
+def _missing(settings: Config) -> list[str]:
+    if settings.mode is ProxyMode.DEDICATED or not settings.proxy_enabled:
+        return []
+    keep_source = settings.sockets.original_source is OriginalSource.ALWAYS
+    return missing_capabilities(settings.sockets.packet_mark, transparent=keep_source)
 
 
 if __name__ == "__main__":

@@ -181,6 +181,11 @@ class MeshState:
         """
         self._looked_up.add(key)
 
+    @property
+    def looked_up(self) -> frozenset[str]:
+        """All keys that the control plane has answered for."""
+        return frozenset(self._looked_up)
+
     def forget_lookup(self, key: str) -> None:
         """The control plane is no longer subscribed to `key`."""
         self._looked_up.discard(key)

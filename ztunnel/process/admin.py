@@ -20,7 +20,7 @@ def admin_sources(control: "Control") -> AdminSources:
 
     def held_certificates() -> list[dict[str, Any]]:
         found = []
-        for state in control.certificates.states():
+        for state in control.certificates.manager.states():
             held = state.certificate
             found.append(
                 certificates(
@@ -33,8 +33,6 @@ def admin_sources(control: "Control") -> AdminSources:
         return found
 
     def pods() -> list[PodState]:
-        if control.zds is None:
-            return []
         state = control.zds.state
         return [
             *(PodState(uid, "Up", _info(info)) for uid, info in state.running.items()),
@@ -52,7 +50,7 @@ def admin_sources(control: "Control") -> AdminSources:
         pods=pods,
         connections=control.connections,
         config=control.config.to_json(),
-        static_config=lambda: control.static_config,
+        static_config=lambda: control.local.loaded,
         get_log_filter=lambda: control.log_filter,
         set_log_filter=control.set_log_filter,
         initial_log_filter=control.log_filter,

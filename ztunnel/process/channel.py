@@ -14,12 +14,14 @@ import os
 import socket
 import struct
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Final
 
 _HEADER: Final = struct.Struct("!IHH")  # body length, kind, number of descriptors
 _MAX_FDS: Final = 64
 _MAX_BODY: Final = 1 << 30
 _READ: Final = 1 << 18
+_MERGE: Final = 1 << 16  # bytes
 
 
 class ChannelError(Exception):
@@ -55,6 +57,14 @@ class Decoder:
         self._buffer += data
         self._fds.extend(fds)
         messages: list[Message] = []
+        try:
+            self._decode(messages)
+        except ChannelError:
+            close_all([fd for message in messages for fd in message.fds])
+            raise
+        return messages
+
+    def _decode(self, messages: list[Message]) -> None:
         position = 0
         buffer = self._buffer
         while len(buffer) - position >= _HEADER.size:
@@ -73,7 +83,11 @@ class Decoder:
             messages.append(Message(kind, values, [self._fds.popleft() for _ in range(count)]))
             position = end
         del buffer[:position]
-        return messages
+
+    def close(self) -> None:
+        """Closes descriptors whose message never came whole."""
+        while self._fds:
+            os.close(self._fds.popleft())
 
 
 class Channel:
@@ -83,7 +97,7 @@ class Channel:
         sock.setblocking(False)
         self.socket = sock
         self._decoder = Decoder()
-        self._pending: deque[tuple[bytes, list[int]]] = deque()
+        self._pending: deque[tuple[bytearray, list[int]]] = deque()
         self._offset = 0
 
     def fileno(self) -> int:
@@ -91,12 +105,26 @@ class Channel:
         return self.socket.fileno()
 
     def queue(self, kind: int, *values: Any, fds: list[int] | None = None) -> None:
-        """Appends a message to what `flush` writes. Raises OSError (no descriptors left).
+        """Appends a message to what `flush` writes.
 
         The descriptors are duplicated; the copies are closed once they are away.
+
+        Raises:
+            OSError: no descriptors left; nothing was queued.
         """
-        copies = [os.dup(fd) for fd in fds or ()]
-        self._pending.append((encode(kind, values, len(copies)), copies))
+        copies: list[int] = []
+        try:
+            for fd in fds or ():
+                copies.append(os.dup(fd))  # noqa: PERF401  (those made so far must be known)
+        except OSError:
+            close_all(copies)
+            raise
+        data = encode(kind, values, len(copies))
+        last = self._pending[-1] if self._pending else None
+        if last is not None and not copies and not last[1] and len(last[0]) < _MERGE:
+            last[0].extend(data)  # small ones go with one system call
+        else:
+            self._pending.append((bytearray(data), copies))
 
     @property
     def pending(self) -> bool:
@@ -114,21 +142,26 @@ class Channel:
                         [data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
                     )
                 else:
-                    sent = self.socket.send(memoryview(data)[self._offset :])
+                    with memoryview(data) as view:
+                        sent = self.socket.send(view[self._offset :])
             except BlockingIOError:
                 return False
             self._offset += sent
             if self._offset == len(data):
                 self._pending.popleft()
                 self._offset = 0
-                for fd in fds:
-                    os.close(fd)
+                close_all(fds)
         return True
 
     def receive(self) -> list[Message] | None:
         """Messages that have arrived; None at the end of the stream.
 
-        Raises ChannelError, and OSError other than "would block".
+        Their descriptors belong to the caller.
+
+        Raises:
+            ChannelError: the stream is of no more use. Also where descriptors could not be
+                received because this process has no room for them.
+            OSError: the socket is broken.
         """
         messages: list[Message] = []
         while True:
@@ -143,22 +176,35 @@ class Channel:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     fds.frombytes(body[: len(body) - len(body) % fds.itemsize])
             if flags & socket.MSG_CTRUNC:
-                for fd in fds:
-                    socket.close(fd)
-                raise ChannelError("descriptors were cut off")
+                close_all([*fds, *(fd for message in messages for fd in message.fds)])
+                raise ChannelError("descriptors were cut off: too many are open here")
             if not data:
                 return messages or None
-            messages += self._decoder.feed(data, list(fds))
+            try:
+                messages += self._decoder.feed(data, list(fds))
+            except ChannelError:
+                close_all([fd for message in messages for fd in message.fds])
+                raise
             if len(data) < _READ:
                 return messages
 
     def close(self) -> None:
-        """Closes this end, and what was not sent."""
-        for _, fds in self._pending:
-            for fd in fds:
-                os.close(fd)
-        self._pending.clear()
+        """Closes this end, and all that `discard` does."""
+        self.discard()
         self.socket.close()
+
+    def discard(self) -> None:
+        """Lets go of what was not sent, and of descriptors that came without a whole message."""
+        for _, fds in self._pending:
+            close_all(fds)
+        self._pending.clear()
+        self._decoder.close()
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Closes descriptors that nobody wants."""
+    for fd in fds:
+        os.close(fd)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -3,7 +3,8 @@
 It talks to the node agent (ZDS), the control plane (xDS) and the certificate
 authority, tells the workers what they need, writes their log lines, sums up
 their counters, and answers readiness, admin and metrics requests. When it
-dies the workers go on with what they have.
+dies the workers go on with what they have, and tell its successor what that
+is; they hear from it only once it knows the mesh itself.
 """
 
 import logging
@@ -11,10 +12,8 @@ import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -22,15 +21,15 @@ import trio
 from ztunnel.config import Config
 from ztunnel.config.model import LogFormat, ProxyMode, UnknownPolicy
 from ztunnel.linux.fds import raise_file_limit
-from ztunnel.mesh.changes import Changes
 from ztunnel.mesh.errors import ResourceError
-from ztunnel.mesh.identity import Identity, IdentityError
-from ztunnel.mesh.local_file import read_resources
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import TunnelProtocol
 from ztunnel.process import messages
 from ztunnel.process.admin import admin_sources
-from ztunnel.process.channel import Channel, Message
+from ztunnel.process.certificate_desk import CertificateDesk
+from ztunnel.process.channel import Channel, ChannelError, Message, close_all
+from ztunnel.process.children import CANNOT_START
+from ztunnel.process.local_mesh import LocalMesh
 from ztunnel.process.mesh_feed import ADDRESS_TYPE, AUTHORIZATION_TYPE, MeshFeed
 from ztunnel.process.pods import Pods
 from ztunnel.process.worker_link import WorkerLink
@@ -45,13 +44,6 @@ from ztunnel.telemetry.metrics_server import metrics_handler
 from ztunnel.telemetry.process_metrics import measure
 from ztunnel.telemetry.readiness import Readiness
 from ztunnel.telemetry.shipping import Shipper
-from ztunnel.tls.ca_client import CaClient
-from ztunnel.tls.certificates import (
-    CertificateManager,
-    CertificateUnavailable,
-    WorkloadCertificate,
-)
-from ztunnel.tls.crl import CrlFile
 from ztunnel.xds.channel import ControlPlane
 from ztunnel.xds.client import LookupTimeout, XdsClient
 from ztunnel.xds.messages import node
@@ -61,12 +53,18 @@ from ztunnel.zds.messages import WorkloadInfo
 
 log = logging.getLogger("ztunnel.control")
 
-_WATCH_EVERY: Final = 2.0  # seconds between looks at files that may have changed
 _LOG_FLUSH: Final = 2.0  # seconds for the last log lines at the end
+_WARM_UP: Final = 10.0  # seconds that readiness waits for the CA
+_LOOKUPS_AT_ONCE: Final = 64
 
 STATE_TASK: Final = "state manager"
 PROXY_TASK: Final = "proxy"
 PODS_TASK: Final = "workload proxy manager"
+CERTIFICATES_TASK: Final = "certificates"
+
+
+class CannotStart(Exception):
+    """Starting again would change nothing; the text says what is wrong."""
 
 
 class Control:
@@ -74,59 +72,70 @@ class Control:
 
     Args:
         supervisor: our end of the channel to the supervisor.
+
+    Raises:
+        ValueError: the configuration names something useless.
     """
 
     def __init__(self, config: Config, supervisor: socket.socket) -> None:
         telemetry = config.telemetry
         as_json = telemetry.log_format is LogFormat.JSON
-        notice = drop_notice(as_json)
         self.config = config
         self.log_filter = LogFilter.parse(telemetry.log_filter)
-        self._writer = LogWriter(sys.stdout.fileno(), telemetry.log_queue, notice)
+        self._writer = LogWriter(sys.stdout.fileno(), telemetry.log_queue, drop_notice(as_json))
         install(self._writer.queue, self.log_filter, as_json)
         self.workers: dict[int, WorkerLink] = {}
+        self._links: set[WorkerLink] = set()
         self.state = MeshState(
             on_demand=config.xds.on_demand,
             ignore_unknown_policies=config.unknown_policy is UnknownPolicy.ALLOW,
         )
-        self.feed = MeshFeed(self.state, lambda: list(self.workers.values()))
-        self.pods = Pods(self.workers)
         self.counters = Counters()
         self.aggregate = Aggregate()
         self._shipper = Shipper(self.counters)
-        self.certificates = CertificateManager(
-            _Authority(config), ttl=config.ca.certificate_lifetime
-        )
-        self.readiness = Readiness(STATE_TASK, PROXY_TASK)
-        self.zds: ZdsClient | None = None
+        self.feed = MeshFeed(self.state, lambda: list(self.workers.values()))
+        self.certificates = CertificateDesk(config, self.state, self.workers, self.counters)
+        self.pods = Pods(self.workers, self.counters, self._adopted)
+        self.zds = ZdsClient(self.pods, config.inpod_socket, self._zds_failed)
+        self.local = LocalMesh(self.feed, config.xds.local_path, config.xds.local_text)
+        self.readiness = Readiness(STATE_TASK)
         self._xds: XdsClient | None = None
-        self._crl = CrlFile(config.ca.crl_path) if config.ca.crl_path is not None else None
         self._supervisor = Channel(supervisor)
         self._ended = trio.Event()
+        self._mesh_known = trio.Event()
         self._first_worker = trio.Event()
         self._nursery: trio.Nursery | None = None
-        self._prefetched: set[Identity] = set()
-        self.static_config: dict[str, Any] = {}
+        self._serving = trio.CancelScope()
 
     async def run(self) -> None:
-        """Runs until the supervisor says that it is over, or is gone."""
+        """Runs until the supervisor says that it is over, or is gone.
+
+        Raises:
+            CannotStart: see there.
+        """
         config = self.config
-        if config.mode is ProxyMode.SHARED:
-            self.readiness.wait_for(PODS_TASK)
-        self.feed.listen(self._mesh_changed)
-        self.certificates.listen(self._certificate_changed)
+        self.feed.listen(self.certificates.mesh_changed)
         self.counters.gauge("istio_build", "ztunnel", config.node.istio_version).set(1)
+        if config.proxy_enabled:
+            self.readiness.wait_for(PROXY_TASK)
+            self.readiness.wait_for(CERTIFICATES_TASK)
+            if config.mode is ProxyMode.SHARED:
+                self.readiness.wait_for(PODS_TASK)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await nursery.start(self.certificates.run)
+            await nursery.start(self.certificates.manager.run)
+            self.certificates.read_revocations()
             async with self._servers(nursery):
                 nursery.start_soon(self._read_supervisor)
                 nursery.start_soon(self._start_proxies)
-                if self._crl is not None:
-                    nursery.start_soon(self._watch_revocations)
+                nursery.start_soon(self.certificates.watch_revocations)
+                nursery.start_soon(self.pods.retry_forever)
                 await self._ended.wait()
             nursery.cancel_scope.cancel()
         self.pods.close()
+
+    async def close_log(self) -> None:
+        """Writes down what is still to be said."""
         await trio.to_thread.run_sync(self._writer.close, _LOG_FLUSH)
 
     # ---- servers
@@ -141,12 +150,14 @@ class Control:
             (everywhere, telemetry.stats_port, metrics_handler(self._metrics), False),
             (["127.0.0.1", "::1"], telemetry.admin_port, admin, True),
         ]
-        servers = [
-            HttpServer(await open_listeners(hosts, port), handler, loopback_names_only=local)
-            for hosts, port, handler, local in wanted
-        ]
-        for server in servers:
-            nursery.start_soon(server.serve)
+        servers = []
+        for hosts, port, handler, local in wanted:
+            try:
+                listeners = await open_listeners(hosts, port)
+            except OSError as error:
+                raise CannotStart(str(error)) from error
+            servers.append(HttpServer(listeners, handler, loopback_names_only=local))
+            nursery.start_soon(servers[-1].serve)
         try:
             yield
         finally:
@@ -157,60 +168,91 @@ class Control:
         measure(self.counters)
         self.counters.gauge("ztunnel_workers").set(len(self.workers))
         self.counters.counter("ztunnel_log_lines_dropped").value = self._writer.queue.dropped
-        if self.zds is not None:
-            state = self.zds.state
-            self.counters.gauge("workload_manager_active_proxy_count").set(len(state.running))
-            self.counters.gauge("workload_manager_pending_proxy_count").set(len(state.pending))
+        state = self.zds.state
+        self.counters.gauge("workload_manager_active_proxy_count").set(len(state.running))
+        self.counters.gauge("workload_manager_pending_proxy_count").set(len(state.pending))
         encoded = self._shipper.encode()
         if encoded is not None:
             self.aggregate.update("control", encoded)
         return self.aggregate.snapshot()
 
-    # ---- supervisor and workers
+    def _adopted(self, uid: str, info: WorkloadInfo, netns_fd: int) -> None:
+        self.zds.adopt(uid, info, netns_fd)
+
+    def _zds_failed(self, reason: str) -> None:
+        self.counters.counter("ztunnel_zds_errors", reason).add()
+
+    # ---- supervisor
 
     async def _read_supervisor(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._supervisor.socket)
-            received = self._supervisor.receive()
+            try:
+                received = self._supervisor.receive()
+            except (OSError, ChannelError) as error:
+                log.error("the channel to the supervisor broke: %s", error)
+                received = None
             if received is None:
-                self.quit()
+                self._ended.set()
                 return
             for message in received:
                 if message.kind == messages.WORKER:
-                    self._worker_started(message.values[0], message.fds[0])
+                    self._worker_joined(*message.values, fd=message.fds[0])
                 elif message.kind == messages.WORKER_GONE:
-                    self.counters.counter("ztunnel_worker_restarts").add()
+                    self._worker_gone(*message.values)
                 elif message.kind == messages.DRAIN:
-                    self.quit()
+                    self._drain()
+                elif message.kind == messages.END:
+                    self._ended.set()
                     return
 
-    def quit(self) -> None:
-        """Ends the process, after the last words of the workers."""
-        self._ended.set()
+    def _drain(self) -> None:
+        """The workers let their connections end; nothing new is taken on here either."""
+        self.readiness.wait_for("drain")
+        self._serving.cancel()
+        self.pods.drain()
 
     def request_shutdown(self) -> None:
         """As SIGTERM to the whole ztunnel."""
         os.kill(os.getppid(), signal.SIGTERM)
 
-    def _worker_started(self, slot: int, fd: int) -> None:
+    # ---- workers
+
+    def _worker_joined(self, slot: int, pid: int, *, fd: int) -> None:
         assert self._nursery is not None
-        worker = WorkerLink(slot, Channel(socket.socket(fileno=fd)), self._from_worker)
+        old = self.workers.get(slot)
+        if old is not None:
+            old.replaced()
+        worker = WorkerLink(slot, pid, Channel(socket.socket(fileno=fd)), self._from_worker)
+        self.workers[slot] = worker
+        self._links.add(worker)
         self._nursery.start_soon(self._serve_worker, worker)
 
     async def _serve_worker(self, worker: WorkerLink) -> None:
-        old = self.workers.get(worker.slot)
-        if old is not None:
-            old.gone = True
-        self.workers[worker.slot] = worker
-        try:
-            await worker.run()
-        finally:
+        await worker.run()
+        if self.workers.get(worker.slot) is worker:
+            del self.workers[worker.slot]
+        if worker.dead:
+            self._forget(worker)
+        if not self.workers and self.config.proxy_enabled:
+            self.readiness.wait_for(PROXY_TASK)
+
+    def _worker_gone(self, slot: int, pid: int) -> None:
+        """Its process has ended; what it said last may still be on the way."""
+        self.counters.counter("ztunnel_worker_restarts").add()
+        for worker in [w for w in self._links if (w.slot, w.pid) == (slot, pid)]:
+            worker.dead = True
+            if worker.gone:
+                self._forget(worker)
+
+    def _forget(self, worker: WorkerLink) -> None:
+        self._links.discard(worker)
+        if not any(other.name == worker.name for other in self._links):
             self.aggregate.end(worker.name)
-            if self.workers.get(worker.slot) is worker:
-                del self.workers[worker.slot]
 
     def _from_worker(self, worker: WorkerLink, message: Message) -> None:
         kind, values = message.kind, message.values
+        assert self._nursery is not None
         if kind == messages.LOGS:
             self._writer.queue.put(values[0])
         elif kind == messages.COUNTERS:
@@ -218,82 +260,50 @@ class Control:
                 self.aggregate.update(worker.name, values[0])
             except UpdateError as error:
                 log.error("counters of worker %d are not taken in: %s", worker.slot, error)
+        elif kind == messages.POD_HELD:
+            uid, name, namespace, account, has_namespace, kinds = values
+            netns_fd = message.fds.pop(0) if has_namespace else None
+            info = WorkloadInfo(name, namespace, account)
+            self.pods.held(worker, uid, info, netns_fd, kinds, message.fds)
         elif kind == messages.STARTED:
-            worker.pid = values[0]
-            if self._crl is not None and self._crl.data:
-                worker.send(messages.REVOCATIONS, self._crl.data)
-            self.feed.welcome(worker)
-            self.pods.welcome(worker)
-            self.readiness.done(PROXY_TASK)
-            self._first_worker.set()
+            worker.send(messages.LOG_FILTER, str(self.log_filter))
+            self.certificates.welcome(worker)
+            self._nursery.start_soon(self._welcome, worker, values[0])
         elif kind == messages.POD_READY:
-            self.pods.ready(worker, values[0], values[1], message.fds)
+            uid, serial, kinds = values
+            self.pods.ready(worker, uid, serial, kinds, message.fds)
         elif kind == messages.POD_FAILED:
             self.pods.failed(worker, *values)
         elif kind == messages.CERTIFICATE_WANTED:
-            assert self._nursery is not None
-            self._nursery.start_soon(self._answer_certificate, worker, values[0])
+            self._nursery.start_soon(self.certificates.answer, worker, values[0])
         elif kind == messages.LOOKUP:
-            assert self._nursery is not None
             self._nursery.start_soon(self._answer_lookup, worker, values[0])
-
-    # ---- certificates
-
-    async def _answer_certificate(self, worker: WorkerLink, uri: str) -> None:
-        try:
-            identity = Identity.parse(uri)
-            worker.identities.add(uri)
-            certificate = await self.certificates.fetch(identity)
-        except (CertificateUnavailable, IdentityError) as error:
-            worker.send(messages.CERTIFICATE_FAILED, uri, str(error))
         else:
-            worker.send(messages.CERTIFICATE, certificate.to_bytes())
+            close_all(message.fds)
+            log.error("worker %d sent a message of unknown kind %d", worker.slot, kind)
 
-    def _certificate_changed(
-        self, identity: Identity, certificate: WorkloadCertificate | None
-    ) -> None:
-        name = "ztunnel_certificate_expiry_timestamp_seconds"
-        if certificate is None:
-            self.counters.forget(name, identity.uri)
-        else:
-            self.counters.gauge(name, identity.uri).set(certificate.not_after)
-        for worker in self.workers.values():
-            if identity.uri not in worker.identities:
-                continue
-            if certificate is None:
-                worker.send(
-                    messages.CERTIFICATE_FAILED, identity.uri, "it may not be used any more"
-                )
-            else:
-                worker.send(messages.CERTIFICATE, certificate.to_bytes())
-
-    def _mesh_changed(self, changes: Changes) -> None:
-        """Asks for the certificates of this node's workloads before anybody needs them."""
-        node = self.config.node.node_name
-        if not node or self.config.mode is ProxyMode.DEDICATED:
+    async def _welcome(self, worker: WorkerLink, looked_up: list[str]) -> None:
+        """Gives a worker the mesh and its pods, once the mesh is known here."""
+        await self._mesh_known.wait()
+        await self._look_up_again(looked_up)
+        if worker.gone:
             return
-        for uid in changes.workloads:
-            workload = self.state.workload(uid)
-            if workload is None or workload.node != node:
-                continue
-            if workload.tunnel_protocol is TunnelProtocol.HBONE or workload.native_tunnel:
-                self._prefetched.add(workload.identity)
-                self.certificates.prefetch(workload.identity)
-        for identity in [*self._prefetched] if changes.removed_workloads else ():
-            local = self.state.workloads_by_identity(identity)
-            if not any(workload.node == node for workload in local):
-                self._prefetched.discard(identity)
-                self.certificates.forget(identity)
+        self.feed.welcome(worker)
+        self.pods.welcome(worker)
+        self.readiness.done(PROXY_TASK)
+        self._first_worker.set()
 
-    async def _watch_revocations(self) -> None:
-        crl = self._crl
-        assert crl is not None
-        while True:
-            if crl.refresh():
-                self.certificates.set_revocations(crl.current)
-                for worker in self.workers.values():
-                    worker.send(messages.REVOCATIONS, crl.data)
-            await trio.sleep(_WATCH_EVERY)
+    async def _look_up_again(self, keys: list[str]) -> None:
+        """What a worker had found on demand before this process was there must not be lost."""
+        limit = trio.CapacityLimiter(_LOOKUPS_AT_ONCE)
+
+        async def look_up(key: str) -> None:
+            async with limit:
+                await self._look_up(key)
+
+        async with trio.open_nursery() as nursery:
+            for key in keys:
+                nursery.start_soon(look_up, key)
 
     # ---- the mesh
 
@@ -302,28 +312,27 @@ class Control:
         config = self.config
         assert self._nursery is not None
         if config.xds.local_path is not None or config.xds.local_text is not None:
-            await self._nursery.start(self._follow_local_file)
+            try:
+                await self.local.load()
+            except (OSError, ValueError, ResourceError) as error:
+                raise CannotStart(str(error)) from error
+            self._nursery.start_soon(self.local.watch)
         if config.xds.address is not None:
             self._xds = self._xds_client(config.xds.address)
             self._nursery.start_soon(self._xds.run)
             await self._xds.warm.wait()
+        self._mesh_known.set()
         self.readiness.done(STATE_TASK)
-        await self._first_worker.wait()  # a pod can only be served by one
-        if config.mode is ProxyMode.DEDICATED:
-            assert config.workload is not None
-            await self.pods.add(
-                "dedicated",
-                WorkloadInfo(
-                    config.workload.name,
-                    config.workload.namespace,
-                    config.workload.service_account,
-                ),
-                None,
-            )
+        if not config.proxy_enabled:
             return
-        self.zds = ZdsClient(self.pods, config.inpod_socket)
-        self._nursery.start_soon(self._follow_pods)
-        await self.zds.run()
+        await self._first_worker.wait()  # a pod can only be served by one
+        with self._serving:
+            if config.mode is ProxyMode.DEDICATED:
+                await self._serve_own_workload()
+                await self._warm_up()
+                return
+            self._nursery.start_soon(self._follow_pods)
+            await self.zds.run()
 
     def _xds_client(self, address: str) -> XdsClient:
         config = self.config
@@ -352,64 +361,80 @@ class Control:
         )
         return [Rejection(name, reason) for name, reason in refused]
 
+    async def _answer_lookup(self, worker: WorkerLink, key: str) -> None:
+        worker.send(messages.LOOKED_UP, key, await self._look_up(key))
+
+    async def _look_up(self, key: str) -> bool:
+        """Whether the control plane answered for `key`; the state then holds what there is."""
+        if self._xds is None:
+            return False
+        try:
+            await self._xds.lookup(ADDRESS_TYPE, key)
+        except (LookupTimeout, ValueError) as error:
+            log.warning("%s", error)
+            return False
+        return True
+
+    # ---- the pods
+
+    async def _serve_own_workload(self) -> None:
+        workload = self.config.workload
+        assert workload is not None
+        info = WorkloadInfo(workload.name, workload.namespace, workload.service_account)
+        while True:
+            try:
+                await self.pods.add("dedicated", info, None)
+            except RuntimeError as error:
+                log.error("%s cannot be served: %s", info, error)
+                await trio.sleep(1)
+            else:
+                return
+
     async def _follow_pods(self) -> None:
         """Ready is who has applied a snapshot and still has the agent."""
-        assert self.zds is not None
         ready = False
         while True:
             if self.zds.state.ready != ready:
                 ready = not ready
                 if ready:
+                    self.pods.complete()
                     self.readiness.done(PODS_TASK)
+                    await self._warm_up()
                 else:
                     self.readiness.wait_for(PODS_TASK)
             await trio.sleep(0.1)
 
-    async def _follow_local_file(
-        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Applies the local file, and applies it again whenever it changes."""
-        config = self.config.xds
-        seen = ""
-        started = False
-        while True:
-            try:
-                text = config.local_text
-                source = "LOCAL_XDS"
-                if config.local_path is not None:
-                    source = str(config.local_path)
-                    text = await trio.Path(config.local_path).read_text()
-                if text is not None and text != seen:
-                    seen = text
-                    loaded = read_resources(text, source)
-                    self.static_config = {"path": source, "loadedAt": time.time()}
-                    await self.feed.replace(loaded)
-            except (OSError, ValueError, ResourceError) as error:
-                if not started:
-                    raise
-                log.error("the last good version stays in force: %s", error)
-            if not started:
-                started = True
-                task_status.started()
-            await trio.sleep(_WATCH_EVERY)
-
-    async def _answer_lookup(self, worker: WorkerLink, key: str) -> None:
-        answered = False
-        if self._xds is not None:
-            try:
-                await self._xds.lookup(ADDRESS_TYPE, key)
-                answered = True
-            except (LookupTimeout, ValueError) as error:
-                log.warning("%s", error)
-        worker.send(messages.LOOKED_UP, key, answered)
+    async def _warm_up(self) -> None:
+        """At first, ready is only who has asked the CA for all that the pods need."""
+        if CERTIFICATES_TASK not in self.readiness.pending:
+            return
+        identities = []
+        for info in self.pods.known.values():
+            workload = self.state.local_workload(
+                info.name, info.namespace, info.service_account, self.config.node.node_name
+            )
+            if workload is not None and workload.tunnel_protocol is TunnelProtocol.HBONE:
+                identities.append(workload.identity)
+        missing = await self.certificates.settled(identities, _WARM_UP)
+        if missing:
+            log.warning(
+                "the CA has not answered within %gs for %s; readiness waits no longer",
+                _WARM_UP, ", ".join(missing),
+            )  # fmt: skip
+        self.readiness.done(CERTIFICATES_TASK)
 
     # ---- admin
 
     async def connections(self) -> list[dict[str, Any]]:
         """Live connections of all workers."""
         found: list[dict[str, Any]] = []
-        for worker in list(self.workers.values()):
-            found += await worker.connections()
+
+        async def ask(worker: WorkerLink) -> None:
+            found.extend(await worker.connections())
+
+        async with trio.open_nursery() as nursery:
+            for worker in list(self.workers.values()):
+                nursery.start_soon(ask, worker)
         return found
 
     def set_log_filter(self, chosen: LogFilter) -> None:
@@ -420,32 +445,26 @@ class Control:
             worker.send(messages.LOG_FILTER, str(chosen))
 
 
-class _Authority:
-    """The CA, or the reason why there is none."""
-
-    def __init__(self, config: Config) -> None:
-        self._client: CaClient | None = None
-        if config.ca.address is not None:
-            self._client = CaClient(
-                config.ca.address,
-                root=_root(config),
-                token=config.token.path or config.token.literal,
-                cluster_id=config.node.cluster_id,
-                headers=config.ca.headers,
-                server_name=config.ca.alternative_hostname,
-                impersonate=config.mode is ProxyMode.SHARED,
-            )
-
-    async def sign(self, identity: Identity, csr_pem: bytes, ttl: float) -> list[str]:
-        """See `CertificateAuthority`."""
-        if self._client is None:
-            raise RuntimeError("CA_ADDRESS is empty: there is no certificate authority")
-        return await self._client.sign(identity, csr_pem, ttl)
+def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
-def _root(config: Config) -> Path | bytes | None:
-    roots = config.ca.roots
-    return roots.path if roots.path is not None else roots.read()
+async def _run(control: Control) -> int:
+    status = 0
+    try:
+        await control.run()
+    except* CannotStart as group:
+        for error in _leaves(group):
+            log.error("cannot start: %s", error)
+        status = CANNOT_START
+    finally:
+        with trio.CancelScope(shield=True):
+            await control.close_log()
+    return status
 
 
 def main(config: Config, supervisor: socket.socket) -> int:
@@ -453,5 +472,9 @@ def main(config: Config, supervisor: socket.socket) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the supervisor tells us
     raise_file_limit()
-    trio.run(Control(config, supervisor).run)
-    return 0
+    try:
+        control = Control(config, supervisor)
+    except ValueError as error:
+        print(f"cannot start: {error}", file=sys.stderr)
+        return CANNOT_START
+    return trio.run(_run, control)

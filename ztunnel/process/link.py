@@ -14,9 +14,9 @@ log = logging.getLogger("ztunnel.worker")
 class Link:
     """Reads messages of a channel in the engine's rounds, and writes ours at their ends.
 
-    `received` is called for each message; `lost` once, when the other end is
-    gone. What cannot be written at once waits, up to `limit` messages of the
-    droppable kinds (log lines); everything else is never dropped.
+    `received` is called for each message and owns its descriptors; `lost`
+    once, when the other end is gone. What cannot be written at once waits;
+    senders of what can be dropped or put off look at `congested` first.
     """
 
     def __init__(
@@ -36,7 +36,8 @@ class Link:
         engine.register(channel.fileno(), self, self._mask)
 
     def send(self, kind: int, *values: Any, fds: list[int] | None = None) -> None:
-        """Queues a message; silently nothing once the other end is gone."""
+        """Queues a message; silently nothing once the other end is gone. Raises OSError for lack
+        of room for the descriptors."""
         if not self.open:
             return
         self._channel.queue(kind, *values, fds=fds)
@@ -46,8 +47,8 @@ class Link:
 
     @property
     def congested(self) -> bool:
-        """Whether the other end is slow to read: hold back what can be dropped."""
-        return self.open and self._mask != select.EPOLLIN
+        """Whether the other end is slow to read, or gone: hold back what can wait."""
+        return not self.open or self._mask != select.EPOLLIN
 
     def ready(self, events: int) -> None:
         """Serves the channel's descriptor."""
@@ -79,12 +80,13 @@ class Link:
     def failed(self, error: BaseException) -> None:
         """The channel broke."""
         if self.open:
-            log.warning("a channel between our processes broke: %r", error)
             self.close()
+            log.warning("a channel between our processes broke: %s", error)
             self._lost()
 
     def close(self) -> None:
         """Stops; `lost` is not called."""
         if self.open:
             self.open = False
+            self._channel.discard()
             self._engine.close_later(self._channel.socket)

@@ -1,5 +1,7 @@
-"""A worker's log: lines wait in a bounded queue until the control process takes them."""
+"""Where the lines of worker and supervisor go: none of them ever waits for a reader."""
 
+import os
+import select
 import time
 from collections.abc import Callable
 
@@ -11,7 +13,7 @@ from ztunnel.telemetry.log_queue import LogQueue
 
 
 class WorkerLogs:
-    """The access log and the log of everything else, in one queue.
+    """The access log and the log of everything else, in one bounded queue.
 
     Args:
         ready: called when lines wait.
@@ -38,3 +40,32 @@ class WorkerLogs:
         chosen = LogFilter.parse(text)
         chosen.apply()
         self.access.set_filter(chosen)
+
+
+class SupervisorLog:
+    """The supervisor's few lines, straight to a descriptor that it never waits for.
+
+    What cannot be written now waits in a bounded queue for the next call of `write`.
+    """
+
+    def __init__(self, config: TelemetryConfig, descriptor: int) -> None:
+        as_json = config.log_format is LogFormat.JSON
+        self._descriptor = descriptor
+        self._rest = b""
+        self._poller = select.poll()
+        self._poller.register(descriptor, select.POLLOUT)
+        self._queue = LogQueue(config.log_queue, drop_notice(as_json), self.write)
+        install(self._queue, LogFilter.parse(config.log_filter), as_json)
+
+    def write(self) -> None:
+        """Writes what the descriptor takes."""
+        while (self._rest or len(self._queue)) and self._poller.poll(0):
+            # A pipe that polls as writable takes this much without blocking (pipe(7)).
+            self._rest = self._rest or self._queue.take(select.PIPE_BUF)
+            try:
+                self._rest = self._rest[os.write(self._descriptor, self._rest) :]
+            except BlockingIOError:
+                return
+            except OSError:
+                self._queue.shut(self._rest)  # nobody reads any more: from now on lines are dropped
+                self._rest = b""

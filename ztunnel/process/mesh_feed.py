@@ -5,10 +5,14 @@ import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+import trio
+
 from ztunnel.mesh.changes import Batch, Changes, Resource
 from ztunnel.mesh.errors import ResourceError
 from ztunnel.mesh.from_proto import address_from_proto, authorization_from_proto
+from ztunnel.mesh.policy import Authorization
 from ztunnel.mesh.state import MeshState
+from ztunnel.mesh.workload import Workload
 from ztunnel.process import messages
 from ztunnel.process.worker_link import WorkerLink
 
@@ -31,62 +35,67 @@ class MeshFeed:
         self._workers = workers
         self._sequence = 0
         self._listeners: list[Callable[[Changes], None]] = []
+        self._local: set[str] = set()
+        self._local_policies: set[str] = set()
 
     def listen(self, listener: Callable[[Changes], None]) -> None:
         """Calls `listener` after each step that changed something."""
         self._listeners.append(listener)
 
     def welcome(self, worker: WorkerLink) -> None:
-        """A worker has started: it gets everything."""
+        """A worker is to have everything, and to hear of each step from now on.
+
+        Only once the state is whole: to a worker that outlived a former control process the
+        snapshot says what is no more, and it ends the connections that this forbids.
+        """
         resources: list[Resource] = [
             *self.state.workloads,
             *(record.service for record in self.state.services if record.service is not None),
             *self.state.policies(),
         ]
         worker.send(messages.UPDATE, self._sequence, pickle.dumps(resources), [], [], True)
+        worker.welcome = True
 
-    async def apply(self, upserts: Sequence[Resource], removed: Sequence[str],
-                    removed_policies: Sequence[str]) -> None:  # fmt: skip
-        """Makes one step here and in every worker; returns when all of them have made it."""
-        changes = self.state.apply(Batch(upserts, removed, removed_policies))
-        await self._broadcast(upserts, removed, removed_policies, changes)
-
-    async def replace(self, resources: Iterable[Resource]) -> None:
-        """Makes the mesh exactly these resources (a local file that was read anew)."""
-        everything = list(resources)
-        changes = self.state.replace(everything)
-        if not changes:
-            return
-        self._sequence += 1
-        body = pickle.dumps(everything)
-        await self._send(body, [], [], snapshot=True)
-        for listener in self._listeners:
-            listener(changes)
-
-    async def _broadcast(
+    async def apply(
         self,
         upserts: Sequence[Resource],
         removed: Sequence[str],
         removed_policies: Sequence[str],
-        changes: Changes,
     ) -> None:
-        if changes:
-            self._sequence += 1
-            await self._send(pickle.dumps(list(upserts)), removed, removed_policies, snapshot=False)
-            for listener in self._listeners:
-                listener(changes)
+        """Makes one step here and in every worker; returns when they have made it.
 
-    async def _send(
-        self, body: bytes, removed: Sequence[str], removed_policies: Sequence[str], snapshot: bool
-    ) -> None:
+        A worker that is stuck is not waited for much longer than the others take.
+        """
+        changes = self.state.apply(Batch(upserts, removed, removed_policies))
+        if not changes:
+            return
+        self._sequence += 1
         sequence = self._sequence
-        workers = list(self._workers())
+        body = pickle.dumps(list(upserts))
+        # No await since the state changed: a worker is welcomed before this step or after it.
+        workers = [worker for worker in self._workers() if worker.welcome]
         for worker in workers:
             worker.send(
-                messages.UPDATE, sequence, body, list(removed), list(removed_policies), snapshot
+                messages.UPDATE, sequence, body, list(removed), list(removed_policies), False
             )
-        for worker in workers:
-            await worker.wait_applied(sequence)
+        for listener in self._listeners:
+            listener(changes)
+        async with trio.open_nursery() as nursery:
+            for worker in workers:
+                nursery.start_soon(worker.wait_applied, sequence)
+
+    async def replace_local(self, resources: Iterable[Resource]) -> None:
+        """A local file was read (anew): what it said before and does not say now is removed.
+
+        What a control plane has said is left alone.
+        """
+        upserts = list(resources)
+        addresses = {r.uid if isinstance(r, Workload) else r.key
+                     for r in upserts if not isinstance(r, Authorization)}  # fmt: skip
+        policies = {r.key for r in upserts if isinstance(r, Authorization)}
+        gone, gone_policies = self._local - addresses, self._local_policies - policies
+        self._local, self._local_policies = addresses, policies
+        await self.apply(upserts, sorted(gone), sorted(gone_policies))
 
     async def apply_encoded(
         self, type_url: str, resources: Iterable[tuple[str, bytes]], removed: Sequence[str]

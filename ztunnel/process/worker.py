@@ -6,13 +6,13 @@ nor Kubernetes nor a metrics library: memory is paid per worker.
 """
 
 import logging
-import os
 import pickle
 import signal
 import socket
+import threading
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import trio
 
@@ -38,6 +38,8 @@ from ztunnel.tls.workload_certificate import WorkloadCertificate
 log = logging.getLogger("ztunnel.worker")
 
 _SHIP_EVERY: Final = 1.0  # seconds
+_LAST_ROUND: Final = 0.02  # seconds, for the engine to write what it has
+_LAST_WORDS: Final = 1.0  # seconds at the end for a control process that is slow to read
 
 
 class Worker:
@@ -59,13 +61,15 @@ class Worker:
         self._counters = Counters()
         self._shipper = Shipper(self._counters)
         self._certificates = CertificateStore(self._ask_certificate)
-        self._logs = WorkerLogs(config.telemetry, self._ship_logs)
+        self._log_flush = _LogFlush(self._ship_logs)
+        self._logs = WorkerLogs(config.telemetry, self._lines_wait)
         self._control: Link | None = None
+        self._supervisor: Link | None = None
         self._pods: dict[str, PodProxy] = {}
         self._waiting: dict[str, list[trio.Event]] = {}
-        self._have_snapshot = False
         self._draining = False
         self._done = trio.Event()
+        self._thread = threading.get_ident()
         self._nursery: trio.Nursery | None = None
         self._context: Context | None = None
 
@@ -88,7 +92,7 @@ class Worker:
                     self._resolve,
                     self._look_up,
                 )
-                Link(
+                self._supervisor = Link(
                     self._engine,
                     Channel(self._supervisor_socket),
                     self._from_supervisor,
@@ -98,11 +102,21 @@ class Worker:
                 await self._done.wait()
                 for pod in list(self._pods.values()):
                     pod.close("connection closed due to connection drain")
-                await trio.sleep(0.05)  # the last writes of the engine
-                self._ship()
-                await trio.sleep(0.05)
+                await self._say_last_words()
                 nursery.cancel_scope.cancel()
             engine_nursery.cancel_scope.cancel()
+
+    async def _say_last_words(self) -> None:
+        """The engine writes what is pending, and the control process hears the last of us."""
+        await trio.sleep(_LAST_ROUND)
+        self._count()
+        with trio.move_on_after(_LAST_WORDS):
+            self._ship()
+            await trio.sleep(_LAST_ROUND)
+            # What was held back while the control process was slow to read.
+            while self._control is not None and self._control.open and self._control.congested:
+                await trio.sleep(_LAST_ROUND)
+                self._ship()
 
     @property
     def context(self) -> Context:
@@ -128,19 +142,41 @@ class Worker:
 
     async def _end_when_drained(self, seconds: float) -> None:
         with trio.move_on_after(seconds):
-            while len(self.context.registry):  # noqa: ASYNC110  (it has no event, and needs none)
-                await trio.sleep(0.1)
+            # Peers' tunnels close when they have heard of it and nothing is left in them.
+            while len(self.context.registry) or self._tunnels_in():  # noqa: ASYNC110  (no event)
+                await trio.sleep(0.05)
+        left = len(self.context.registry)
+        if left:
+            log.warning("the time to drain is over, %d connections are cut", left)
         self._done.set()
+
+    def _tunnels_in(self) -> int:
+        return sum(pod.tunnel_counts[2] for pod in self._pods.values())
 
     # ---- control process
 
     def _join_control(self, channel: Channel) -> None:
+        """There is one, or a new one: it is told what is served here, and asked for the rest."""
         if self._control is not None:
             self._control.close()
-        self._control = Link(self._engine, channel, self._from_control, self._control_lost)
+        self._control = control = Link(
+            self._engine, channel, self._from_control, self._control_lost
+        )
         self._shipper.restart()
-        self._control.send(messages.STARTED, os.getpid())
+        for pod in self._pods.values():
+            self._offer(pod)
+        control.send(messages.STARTED, sorted(self._state.looked_up))
         self._certificates.control_back()
+        self._ship()
+
+    def _offer(self, pod: PodProxy) -> None:
+        info, sockets = pod.info, pod.sockets()
+        namespace = [pod.namespace.fd] if pod.namespace is not None else []
+        self._send(
+            messages.POD_HELD, pod.uid, info.name, info.namespace, info.service_account,
+            pod.namespace is not None, list(sockets),
+            fds=[*namespace, *(sock.fileno() for sock in sockets.values())],
+        )  # fmt: skip
 
     def _control_lost(self) -> None:
         log.warning("the control process is gone; what is known goes on being served")
@@ -149,6 +185,13 @@ class Worker:
         for events in self._waiting.values():
             for event in events:
                 event.set()
+        if self._supervisor is not None:
+            # Where only the channel broke, nobody else would know of it.
+            self._supervisor.send(messages.JOIN_AGAIN)
+
+    def _send(self, kind: int, *values: Any, fds: list[int] | None = None) -> None:
+        if self._control is not None:
+            self._control.send(kind, *values, fds=fds)
 
     def _from_control(self, message: Message) -> None:
         kind, values = message.kind, message.values
@@ -158,13 +201,12 @@ class Worker:
             self._add_pod(message)
         elif kind == messages.POD_GONE:
             self._remove_pod(values[0])
-        elif kind == messages.PODS_COMPLETE:
-            for uid in [uid for uid in self._pods if uid not in values[0]]:
-                self._remove_pod(uid)
         elif kind == messages.CERTIFICATE:
             self._certificates.received(WorkloadCertificate.from_bytes(values[0]))
         elif kind == messages.CERTIFICATE_FAILED:
             self._certificates.failed(*values)
+        elif kind == messages.CERTIFICATE_WITHDRAWN:
+            self._certificates.withdrawn(*values)
         elif kind == messages.REVOCATIONS:
             self._revoke(RevocationList.parse(values[0]))
         elif kind == messages.LOG_FILTER:
@@ -172,8 +214,7 @@ class Worker:
         elif kind == messages.LOOKED_UP:
             self._looked_up(values[0], values[1])
         elif kind == messages.DUMP:
-            assert self._control is not None
-            self._control.send(messages.DUMPED, values[0], self.context.registry.describe())
+            self._send(messages.DUMPED, values[0], self.context.registry.describe())
 
     def _update(
         self,
@@ -187,58 +228,70 @@ class Worker:
         upserts = pickle.loads(resources)
         if snapshot:
             changes = self._state.replace(upserts)
-            self._have_snapshot = True
         else:
             changes = self._state.apply(Batch(upserts, removed, removed_policies))
         if changes:
             self.context.registry.rejudge(self._state, changes)
             for pod in self._pods.values():
                 pod.mesh_changed()
-        if self._control is not None:
-            self._control.send(messages.APPLIED, sequence)
+        self._send(messages.APPLIED, sequence)
 
     def _add_pod(self, message: Message) -> None:
-        uid, name, namespace, account, has_namespace, kinds = message.values
+        uid, serial, name, namespace, account, has_namespace, kinds = message.values
         fds = list(message.fds)
         netns = NetworkNamespace(fds.pop(0)) if has_namespace else None
         listeners = {kind: socket.socket(fileno=fd) for kind, fd in zip(kinds, fds, strict=True)}
+        info = PodInfo(uid, name, namespace, account)
         known = self._pods.get(uid)
-        if known is not None and _same(known.namespace, netns):
-            if netns is not None:
-                netns.close()
-            for sock in listeners.values():
-                sock.close()
-            self._pod_ready(known)
-            return
-        if known is not None:
-            self._remove_pod(uid)
         try:
-            pod = PodProxy(self.context, PodInfo(uid, name, namespace, account), netns, listeners)
-        except OSError as error:
+            if known is not None and known.is_same(info, netns):
+                if netns is not None:
+                    netns.close()
+                for sock in listeners.values():
+                    sock.close()
+                pod = known
+            else:
+                if known is not None:
+                    self._remove_pod(uid)
+                pod = self._start_pod(info, netns, listeners)
+            sockets = pod.sockets()
+            fds = [sock.fileno() for sock in sockets.values()]
+            self._send(messages.POD_READY, uid, serial, list(sockets), fds=fds)
+        except Exception as error:
+            # Whatever it was, the node agent must hear that this pod is not served.
+            if not isinstance(error, OSError):
+                log.exception("pod %s/%s cannot be served", namespace, name)
+            self._send(messages.POD_FAILED, uid, serial, str(error) or repr(error))
+
+    def _start_pod(
+        self, info: PodInfo, netns: NetworkNamespace | None, listeners: dict[str, socket.socket]
+    ) -> PodProxy:
+        try:
+            if self._draining:
+                for sock in listeners.values():
+                    sock.close()
+                raise RuntimeError("this ztunnel is being shut down")
+            pod = PodProxy(self.context, info, netns, listeners)
+        except BaseException:
             if netns is not None:
                 netns.close()
-            if self._control is not None:
-                self._control.send(messages.POD_FAILED, uid, str(error))
-            return
-        self._pods[uid] = pod
+            raise
+        self._pods[info.uid] = pod
         self.context.spawn(pod.run)
         pod.mesh_changed()
-        self._pod_ready(pod)
-
-    def _pod_ready(self, pod: PodProxy) -> None:
-        if self._control is not None:
-            sockets = pod.sockets()
-            self._control.send(
-                messages.POD_READY,
-                pod.uid,
-                list(sockets),
-                fds=[sock.fileno() for sock in sockets.values()],
-            )
+        return pod
 
     def _remove_pod(self, uid: str) -> None:
         pod = self._pods.pop(uid, None)
-        if pod is not None:
-            pod.close("the pod left the mesh")
+        if pod is None:
+            return
+        workload = pod.workload()
+        pod.close("the pod left the mesh")
+        if workload is not None:
+            identity = workload.identity
+            others = (other.workload() for other in self._pods.values())
+            if not any(other is not None and other.identity == identity for other in others):
+                self._certificates.forget(identity)
 
     def _revoke(self, revocations: RevocationList) -> None:
         self.context.pools.revocations = revocations
@@ -248,7 +301,7 @@ class Worker:
     def _ask_certificate(self, uri: str) -> bool:
         if self._control is None:
             return False
-        self._control.send(messages.CERTIFICATE_WANTED, uri)
+        self._send(messages.CERTIFICATE_WANTED, uri)
         return True
 
     # ---- questions
@@ -262,15 +315,15 @@ class Worker:
         waiting = self._waiting.setdefault(key, [])
         waiting.append(event)
         if len(waiting) == 1:
-            self._control.send(messages.LOOKUP, key)
+            self._send(messages.LOOKUP, key)
         try:
-            with trio.move_on_after(self._config.xds.lookup_timeout) as limit:
+            with trio.move_on_after(self._config.xds.lookup_timeout):
                 await event.wait()
         finally:
             waiting.remove(event)
             if not waiting:
                 self._waiting.pop(key, None)
-        return not limit.cancelled_caught
+        return not self._state.needs_lookup(key)
 
     def _looked_up(self, key: str, answered: bool) -> None:
         if answered:
@@ -294,13 +347,16 @@ class Worker:
             await trio.sleep(_SHIP_EVERY)
             now = time.monotonic()
             for pod in list(self._pods.values()):
-                pod.tick(now)
-            self.context.registry.count()
-            self._gauges()
+                try:
+                    pod.tick(now)
+                except Exception:  # it must not cost the other pods, nor the worker
+                    log.exception("housekeeping of pod %s failed", pod)
+            self._count()
             self._ship()
 
-    def _gauges(self) -> None:
+    def _count(self) -> None:
         counters, engine = self._counters, self._engine
+        self.context.registry.count()
         totals = [0, 0, 0, 0]
         for pod in self._pods.values():
             for index, count in enumerate(pod.tunnel_counts):
@@ -310,29 +366,45 @@ class Worker:
         counters.gauge("ztunnel_tunnels", "inbound").set(totals[2])
         counters.gauge("ztunnel_tunnel_streams", "inbound").set(totals[3])
         counters.gauge("ztunnel_engine_flows", self._slot).set(len(self.context.registry))
-        rounds = counters.counter("ztunnel_engine_rounds", self._slot)
-        rounds.value = float(engine.rounds)
+        counters.counter("ztunnel_engine_rounds", self._slot).value = float(engine.rounds)
+        counters.counter("ztunnel_engine_busy_seconds", self._slot).value = engine.busy
+        counters.counter("ztunnel_log_lines_dropped").value = self._logs.dropped
 
     def _ship(self) -> None:
+        """Sends what has changed in the counters, and log lines that wait."""
         if self._control is None or self._control.congested:
             return
         encoded = self._shipper.encode()
         if encoded is not None:
             self._control.send(messages.COUNTERS, encoded)
+        self._ship_logs()
+
+    def _lines_wait(self) -> None:
+        """The first of some log lines: they go together at the end of the round."""
+        # A line from a resolver's thread goes with the next counters: only this thread may
+        # touch the engine.
+        if threading.get_ident() == self._thread:
+            self._engine.dirty(self._log_flush)
 
     def _ship_logs(self) -> None:
-        """Lines are waiting: hand them over, unless the control process is slow to take them."""
-        if self._control is not None and not self._control.congested:
-            batch = self._logs.take()
-            while batch:
-                self._control.send(messages.LOGS, batch)
-                batch = self._logs.take()
+        """Hands over the lines that wait, unless the control process is slow to take them."""
+        control = self._control
+        if control is not None and not control.congested:
+            while batch := self._logs.take():
+                control.send(messages.LOGS, batch)
 
 
-def _same(one: NetworkNamespace | None, other: NetworkNamespace | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return one.identity == other.identity
+class _LogFlush:
+    """Ships log lines at the end of a round."""
+
+    def __init__(self, ship: Callable[[], None]) -> None:
+        self._ship = ship
+
+    def flush(self) -> None:
+        self._ship()
+
+    def failed(self, error: BaseException) -> None:
+        log.error("log lines could not be handed over: %r", error)
 
 
 def main(config: Config, slot: int, supervisor: socket.socket) -> int:

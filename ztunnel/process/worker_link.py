@@ -11,55 +11,77 @@ from ztunnel.process.channel import Channel, ChannelError, Message
 
 log = logging.getLogger("ztunnel.control")
 
-_DUMP_TIMEOUT: Final = 2.0  # seconds
+DUMP_TIMEOUT: Final = 2.0  # seconds
+APPLY_TIMEOUT: Final = 5.0  # seconds that the others wait for a worker that is stuck
 
 
 class WorkerLink:
-    """One worker: what it has acknowledged, and what it holds listening.
+    """One worker: what it has acknowledged, and what it is to be told.
 
     Args:
-        received: called for every message that is not an answer kept here.
+        received: called for every message that is not an answer kept here. Owns its descriptors.
+
+    Attributes:
+        welcome: it has everything, and is to hear of every change.
+        gone: nothing more will come from it.
+        dead: its process has ended (which the supervisor says).
     """
 
     def __init__(
-        self, slot: int, channel: Channel, received: Callable[["WorkerLink", Message], None]
+        self,
+        slot: int,
+        pid: int,
+        channel: Channel,
+        received: Callable[["WorkerLink", Message], None],
     ) -> None:
         self.slot = slot
-        self.pid = 0
-        self.life = 0  # counts the processes that have had this slot
+        self.pid = pid
         self.applied = -1
         self.identities: set[str] = set()
+        self.welcome = False
         self.gone = False
+        self.dead = False
         self._channel = channel
         self._received = received
+        self._scope = trio.CancelScope()
         self._wake = trio.Event()
         self._progress = trio.Event()
-        self._dumps: dict[int, list[dict[str, Any]]] = {}
+        self._dumps: dict[int, list[dict[str, Any]] | None] = {}
         self._next_dump = 0
+        self._late = False
 
     @property
     def name(self) -> str:
-        """Unique for the life of this node's control process."""
+        """Unique for the life of this control process."""
         return f"worker-{self.slot}.{self.pid}"
 
     def send(self, kind: int, *values: Any, fds: list[int] | None = None) -> None:
-        """Queues a message."""
-        self._channel.queue(kind, *values, fds=fds)
-        self._wake.set()
+        """Queues a message; nothing once the worker is gone. Raises OSError for lack of room for
+        the descriptors."""
+        if not self.gone:
+            self._channel.queue(kind, *values, fds=fds)
+            self._wake.set()
 
     async def run(self) -> None:
-        """Reads and writes until the worker is gone."""
+        """Reads and writes until the worker is gone, or replaced."""
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write)
-                await self._read()
-                nursery.cancel_scope.cancel()
-        except (OSError, ChannelError) as error:
-            log.warning("worker %d cannot be reached: %s", self.slot, error)
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    await self._read()
+                    nursery.cancel_scope.cancel()
+        except* (OSError, ChannelError) as group:
+            # A worker that dies while it is written to; why it died is the supervisor's to say.
+            log.warning("the channel to worker %d broke: %s", self.slot, group.exceptions[0])
         finally:
             self.gone = True
-            self.wake()
+            self._notify()
             self._channel.close()
+
+    def replaced(self) -> None:
+        """The slot has a new channel; this one is of no more use."""
+        self.gone = True
+        self._scope.cancel()
 
     async def _read(self) -> None:
         while True:
@@ -73,10 +95,15 @@ class WorkerLink:
     def _take(self, message: Message) -> None:
         if message.kind == messages.APPLIED:
             self.applied = max(self.applied, message.values[0])
-            self.wake()
+            if self._late:
+                self._late = False
+                log.info("worker %d answers again", self.slot)
+            self._notify()
         elif message.kind == messages.DUMPED:
-            self._dumps[message.values[0]] = message.values[1]
-            self.wake()
+            number, connections = message.values
+            if number in self._dumps:  # somebody still waits for it
+                self._dumps[number] = connections
+                self._notify()
         else:
             try:
                 self._received(self, message)
@@ -92,22 +119,37 @@ class WorkerLink:
             if not self._channel.pending:
                 await self._wake.wait()
 
-    def wake(self) -> None:
-        """Something that others may wait for has changed."""
+    def _notify(self) -> None:
         self._progress.set()
         self._progress = trio.Event()
 
     async def wait_applied(self, sequence: int) -> None:
-        """Returns when the worker has applied that update, or is gone."""
-        while self.applied < sequence and not self.gone:
-            await self._progress.wait()
+        """Returns when the worker has applied that update, or is gone, or has had long enough.
+
+        Messages keep their order, so that a worker that was stuck catches up by itself; the
+        control plane must not wait for it for ever.
+        """
+        if self._late:
+            return
+        with trio.move_on_after(APPLY_TIMEOUT) as limit:
+            while self.applied < sequence and not self.gone:
+                await self._progress.wait()
+        if limit.cancelled_caught and not self._late:
+            self._late = True
+            log.error(
+                "worker %d has not applied an update for %gs: it goes by what it knew before",
+                self.slot, APPLY_TIMEOUT,
+            )  # fmt: skip
 
     async def connections(self) -> list[dict[str, Any]]:
-        """Its live connections; none when it does not answer in time."""
+        """Its live connections; none when it does not answer in time (said in the log)."""
         self._next_dump += 1
         number = self._next_dump
+        self._dumps[number] = None
         self.send(messages.DUMP, number)
-        with trio.move_on_after(_DUMP_TIMEOUT):
-            while number not in self._dumps and not self.gone:
+        with trio.move_on_after(DUMP_TIMEOUT) as limit:
+            while self._dumps[number] is None and not self.gone:
                 await self._progress.wait()
-        return self._dumps.pop(number, [])
+        if limit.cancelled_caught:
+            log.warning("worker %d does not say which connections it has", self.slot)
+        return self._dumps.pop(number) or []

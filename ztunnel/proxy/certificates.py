@@ -91,6 +91,17 @@ class CertificateStore:
         entry.error = reason
         self._changed(entry)
 
+    def withdrawn(self, uri: str, reason: str) -> None:
+        """The certificate at hand must not be used any more."""
+        entry = self._entries.get(uri)
+        if entry is not None:
+            entry.certificate = None
+            self.failed(uri, reason)
+
+    def forget(self, identity: Identity) -> None:
+        """No pod here is that identity any more."""
+        self._entries.pop(identity.uri, None)
+
     def control_lost(self) -> None:
         """The control process is gone: what was asked must be asked again."""
         for entry in self._entries.values():

@@ -96,6 +96,17 @@ class PodProxy:
     def __str__(self) -> str:
         return str(self.info)
 
+    def is_same(self, info: PodInfo, namespace: NetworkNamespace | None) -> bool:
+        """Whether that is this very pod, in this very namespace."""
+        mine = self.info
+        if (info.name, info.namespace, info.service_account) != (
+            mine.name, mine.namespace, mine.service_account,
+        ):  # fmt: skip
+            return False
+        if namespace is None or self.namespace is None:
+            return namespace is self.namespace
+        return namespace.identity == self.namespace.identity
+
     # ---- listeners
 
     def _listen(self, inherited: dict[str, socket.socket]) -> None:

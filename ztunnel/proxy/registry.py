@@ -1,10 +1,14 @@
 """The live connections of a worker, so that they can be listed, counted and judged again."""
 
+import logging
 from typing import Any, Protocol
 
 from ztunnel.mesh.changes import Changes
 from ztunnel.mesh.state import MeshState
+from ztunnel.telemetry.labels import DENY
 from ztunnel.telemetry.record import ConnectionRecord
+
+log = logging.getLogger("ztunnel.proxy")
 
 
 class Live(Protocol):
@@ -44,9 +48,13 @@ class Registry:
         self._live.discard(connection)
 
     def rejudge(self, state: MeshState, changes: Changes) -> None:
-        """Lets every connection look at what changed."""
+        """Lets every connection look at what changed. One that cannot be judged is ended."""
         for connection in list(self._live):
-            connection.rejudge(state, changes)
+            try:
+                connection.rejudge(state, changes)
+            except Exception as error:
+                log.exception("a connection cannot be judged again")
+                connection.end(DENY, f"it could not be judged by what changed: {error!r}")
 
     def of(self, uid: str) -> list[Live]:
         """Those of one pod."""

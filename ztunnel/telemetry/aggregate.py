@@ -63,13 +63,27 @@ class Aggregate:
             if key_ is None or len(numbers) != _width(key_[0]):
                 raise UpdateError(f"{source}: unexpected numbers for {identifier}: {key_}")
         if fresh or state is None:
-            self.end(source)
-            state = self._sources[source] = _Source()
+            state = self._sources[source] = self._renewed(state, new)
         for identifier in gone:
             self._drop(state, identifier)
         state.keys = keys
         for identifier, numbers in values:
             self._move(state, identifier, numbers)
+
+    def _renewed(self, old: _Source | None, new: list[tuple[int, Key]]) -> _Source:
+        """A sender starts over: its numbers are still those of the same process, and what it has
+        said of them before must not be counted twice."""
+        state = _Source()
+        if old is None:
+            return state
+        before = {key: identifier for identifier, key in old.keys.items()}
+        for identifier, key in new:
+            known = before.pop(key, None)
+            if known is not None and known in old.numbers:
+                state.numbers[identifier] = old.numbers[known]
+        for identifier in before.values():
+            self._drop(old, identifier)
+        return state
 
     def end(self, source: str) -> None:
         """``source`` is no more: its counters stay in the totals, its gauges leave them."""

@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,10 +52,21 @@ class ZdsState:
 
 
 class ZdsClient:
-    """Serves the agent's requests with `handler`, for as long as `run` runs."""
+    """Serves the agent's requests with `handler`, for as long as `run` runs.
 
-    def __init__(self, handler: PodHandler, path: str | Path = DEFAULT_PATH) -> None:
+    Args:
+        failed: told of each thing that went wrong: "connection" (also: the agent is not there),
+            "protocol", or "pod" that could not be started or stopped.
+    """
+
+    def __init__(
+        self,
+        handler: PodHandler,
+        path: str | Path = DEFAULT_PATH,
+        failed: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         self._path = str(path)
+        self._failed = failed
         self._pods = Pods(handler)
         self._connected = False
         self._last_error = "has not connected yet"
@@ -70,6 +82,10 @@ class ZdsClient:
             self._pods.pending,
             self._last_error,
         )
+
+    def adopt(self, uid: str, info: WorkloadInfo, netns_fd: int) -> None:
+        """See `Pods.adopt`."""
+        self._pods.adopt(uid, info, netns_fd)
 
     async def wait_synchronised(self) -> None:
         """Return when the first snapshot has been applied."""
@@ -99,6 +115,8 @@ class ZdsClient:
                 self._pods.connected()
                 await self._serve(sock)
         except (OSError, MessageError, ProtocolError) as error:
+            lost = isinstance(error, OSError) and not isinstance(error, MessageTruncated)
+            self._failed("connection" if lost else "protocol")
             text = str(error)
             if text != self._last_error:  # said once, not on every attempt
                 logger.warning("ZDS at %s: %s; what is served goes on", self._path, text)
@@ -120,6 +138,7 @@ class ZdsClient:
             except BlockingIOError:
                 continue
             except StartFailed as error:
+                self._failed("pod")
                 logger.warning("%s", error)
                 await self._answer(sock, str(error))
             except (MessageTruncated, MessageError, ProtocolError) as error:

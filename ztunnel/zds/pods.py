@@ -82,6 +82,16 @@ class Pods:
         """The pods that are not served though they should be, by uid, with the reason."""
         return {uid: (pod.info, pod.failure) for uid, pod in self._pods.items() if pod.failure}
 
+    def adopt(self, uid: str, info: WorkloadInfo, netns_fd: int) -> None:
+        """A pod that runs already: the handler served it before this process knew of it.
+
+        The agent's snapshot then decides as for any other that runs: an add of the same pod, or a
+        keep, lets it go on; a pod that is not named is stopped. Copies `netns_fd`.
+        """
+        if uid not in self._pods:
+            namespace = NetworkNamespace(os.dup(netns_fd))
+            self._pods[uid] = _Pod(info, namespace, failure="")
+
     def connected(self) -> None:
         """A new connection: its snapshot starts empty. Everything that runs goes on."""
         self.synchronised = False
