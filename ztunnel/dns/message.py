@@ -127,6 +127,8 @@ def answer(
     limit = min(max(max_bytes, MIN_UDP_BYTES), MAX_MESSAGE_BYTES)
     # The owner's name stands in the message already, so each record has a pointer to it.
     room = (limit - len(response.to_wire())) // (RECORD_BYTES + _ADDRESS_BYTES[asked.rdtype])
+    if room < 1:
+        return truncated(question)  # not even the names fit: they may have 255 bytes each
     if room < len(addresses):
         response.flags |= dns.flags.TC
         addresses = addresses[:room]

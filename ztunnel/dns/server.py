@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import socket
 from collections.abc import Callable, Sequence
 
@@ -11,7 +12,7 @@ import dns.rcode
 import trio
 
 from ztunnel.dns.forward import Upstream, UpstreamError, read_exactly
-from ztunnel.dns.lookup import Client
+from ztunnel.dns.lookup import Client, Family
 from ztunnel.dns.message import (
     MAX_MESSAGE_BYTES,
     Question,
@@ -21,6 +22,7 @@ from ztunnel.dns.message import (
     read_question,
     truncated,
 )
+from ztunnel.dns.names import Labels
 from ztunnel.dns.observe import DnsObserver
 from ztunnel.dns.resolver import Resolver
 
@@ -28,6 +30,7 @@ MAX_FORWARDED = 256  # queries of one pod that wait for upstream at a time
 MAX_TCP_CONNECTIONS = 64  # of one pod at a time
 TCP_IDLE_SECONDS = 5.0  # between two queries, and for one to arrive or an answer to leave
 DESCRIPTORS_EXHAUSTED_SECONDS = 0.1
+COMPLAINT_SECONDS = 1.0  # between two warnings of one pod about questions without an answer
 
 log = logging.getLogger("ztunnel.dns")
 
@@ -55,6 +58,8 @@ class DnsServer:
         self._observer = observer
         self._forwarded = 0
         self._connections = 0
+        self._complained_at = -math.inf
+        self._silent = 0
 
     async def serve(
         self, datagrams: Sequence[socket.socket], listeners: Sequence[socket.socket]
@@ -156,11 +161,20 @@ class DnsServer:
         """The answer where the mesh has one, SERVFAIL for an unknown pod, None to ask upstream."""
         client = self._client()
         if client is None:
-            log.warning("DNS query for %s: the mesh does not know this pod", question.name_text)
+            self._complain("DNS query for %s: the mesh does not know this pod", question.name_text)
             return failure(question, dns.rcode.SERVFAIL)
         if question.name is None or question.family is None:
             return None
-        found = self._resolver.resolve(client, question.name, question.family)
+        try:
+            return self._mesh_answer(client, question, question.name, question.family, max_bytes)
+        except Exception:  # one question must not cost the pod its DNS
+            log.exception("DNS query for %s could not be answered", question.name_text)
+            return failure(question, dns.rcode.SERVFAIL)
+
+    def _mesh_answer(
+        self, client: Client, question: Question, name: Labels, family: Family, max_bytes: int
+    ) -> bytes | None:
+        found = self._resolver.resolve(client, name, family)
         if found is None:
             return None
         if log.isEnabledFor(logging.DEBUG):
@@ -179,7 +193,7 @@ class DnsServer:
     ) -> bytes:
         kind = question.type_name
         if self._forwarded >= MAX_FORWARDED:
-            log.warning(
+            self._complain(
                 "DNS query for %s refused: %d queries of this pod wait for upstream already",
                 question.name_text,
                 self._forwarded,
@@ -192,13 +206,24 @@ class DnsServer:
         try:
             response = await self._upstream.ask(wire, protocol == "tcp", max_bytes)
         except UpstreamError as error:
-            log.warning("DNS query for %s failed upstream: %s", question.name_text, error)
+            self._complain("DNS query for %s failed upstream: %s", question.name_text, error)
             self._observer.upstream_failure(kind, protocol)
             return failure(question, dns.rcode.SERVFAIL)
         finally:
             self._forwarded -= 1
         self._observer.upstream_answer(kind, protocol, trio.current_time() - started)
         return response
+
+    def _complain(self, text: str, *values: object) -> None:
+        """A warning, but not one for each question of a flood."""
+        now = trio.current_time()
+        if now - self._complained_at < COMPLAINT_SECONDS:
+            self._silent += 1
+            log.debug(text, *values)
+            return
+        unsaid = f" ({self._silent} more like this before)" if self._silent else ""
+        self._complained_at, self._silent = now, 0
+        log.warning(text + "%s", *values, unsaid)
 
 
 async def _reply(sock: trio.socket.SocketType, response: bytes, sender: tuple[object, ...]) -> None:

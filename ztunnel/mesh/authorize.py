@@ -11,7 +11,15 @@ from ztunnel.mesh.policy_match import CompiledPolicy
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
 
-__all__ = ["ConnectionAttributes", "Verdict", "authorize"]
+__all__ = ["ConnectionAttributes", "DryRunFinding", "Verdict", "authorize"]
+
+
+class DryRunFinding(NamedTuple):
+    """What a policy that is only tried out would have said; `policy` is "" for all ALLOW ones."""
+
+    policy: str
+    allowed: bool
+    words: str
 
 
 class Verdict(NamedTuple):
@@ -29,7 +37,7 @@ class Verdict(NamedTuple):
     policy: str
     rule: int
     reason: str
-    dry_run: tuple[str, ...] = ()
+    dry_run: tuple[DryRunFinding, ...] = ()
 
 
 _NO_POLICY = Verdict(True, "", 0, "allowed: no policy applies to the workload")
@@ -69,26 +77,29 @@ def authorize(state: MeshState, destination: Workload, connection: ConnectionAtt
 
 def _try_out(
     policies: tuple[CompiledPolicy, ...], connection: ConnectionAttributes
-) -> tuple[str, ...]:
+) -> tuple[DryRunFinding, ...]:
     findings = []
     allow_exists = allow_matched = False
     for policy in policies:
         rule = policy.first_rule(connection)
         if policy.policy.action is PolicyAction.DENY:
             if rule:
-                findings.append(f"dry run: policy {policy.key} (rule {rule}) would deny")
+                words = f"dry run: policy {policy.key} (rule {rule}) would deny {connection}"
+                findings.append(DryRunFinding(policy.key, False, words))
             continue
         allow_exists = True
         if rule:
             allow_matched = True
-            findings.append(f"dry run: policy {policy.key} (rule {rule}) would allow")
+            words = f"dry run: policy {policy.key} (rule {rule}) would allow {connection}"
+            findings.append(DryRunFinding(policy.key, True, words))
     if allow_exists and not allow_matched:
         names = _names([p for p in policies if p.policy.action is PolicyAction.ALLOW])
-        findings.append(f"dry run: none of the ALLOW policies {names} would allow")
+        words = f"dry run: none of the ALLOW policies {names} would allow {connection}"
+        findings.append(DryRunFinding("", False, words))
     return tuple(findings)
 
 
-def _deny_unreadable(policy: CompiledPolicy, findings: tuple[str, ...]) -> Verdict:
+def _deny_unreadable(policy: CompiledPolicy, findings: tuple[DryRunFinding, ...]) -> Verdict:
     reason = (
         f"denied: policy {policy.key} could not be read ({policy.policy.unreadable}), so it may"
         " forbid this connection; correct the policy"
@@ -96,7 +107,7 @@ def _deny_unreadable(policy: CompiledPolicy, findings: tuple[str, ...]) -> Verdi
     return Verdict(False, policy.key, 0, reason, findings)
 
 
-def _deny_unknown(destination: Workload, name: str, findings: tuple[str, ...]) -> Verdict:
+def _deny_unknown(destination: Workload, name: str, findings: tuple[DryRunFinding, ...]) -> Verdict:
     reason = (
         f"denied: workload {destination} is subject to policy {name}, which has not been"
         " received from the control plane; if it was deleted, the workload must stop naming it"
@@ -108,7 +119,7 @@ def _deny_not_allowed(
     destination: Workload,
     policies: tuple[CompiledPolicy, ...],
     connection: ConnectionAttributes,
-    findings: tuple[str, ...],
+    findings: tuple[DryRunFinding, ...],
 ) -> Verdict:
     reason = (
         f"denied: none of the ALLOW policies of {destination} ({_names(list(policies))}) applies"

@@ -1,23 +1,18 @@
 """The mesh from a local file (or from the environment), instead of a control plane or beside it."""
 
-import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import trio
-
-from ztunnel.mesh.errors import ResourceError
+from ztunnel.mesh.changes import Resource
 from ztunnel.mesh.local_file import read_resources
 from ztunnel.process.mesh_feed import MeshFeed
-
-log = logging.getLogger("ztunnel.control")
-
-WATCH_EVERY: Final = 2.0  # seconds
+from ztunnel.xds.local_file import LocalFile
 
 
 class LocalMesh:
-    """Reads the resources, and reads the file again when it has changed.
+    """Reads the resources, and reads the file again once it has changed and then stayed the same.
 
     Args:
         path: the file; None for `text`.
@@ -28,38 +23,32 @@ class LocalMesh:
 
     def __init__(self, feed: MeshFeed, path: Path | None, text: str | None) -> None:
         self._feed = feed
-        self._path = path
         self._text = text or ""
         self._source = str(path) if path is not None else "LOCAL_XDS"
-        self._seen: str | None = None
-        self._complaint = ""
+        self._file = LocalFile(path, _parse, self._apply) if path is not None else None
         self.loaded: dict[str, Any] = {}
 
     async def load(self) -> None:
-        """Reads it, and applies what is new.
+        """Reads it for the first time.
 
         Raises:
             OSError: the file cannot be read.
-            ResourceError, ValueError: it says something that makes no sense; the last good
-                version stays in force.
+            ValueError: it says something that makes no sense.
         """
-        text = self._text
-        if self._path is not None:
-            text = await trio.Path(self._path).read_text("utf-8")
-        if text != self._seen:
-            self._seen = text
-            resources = read_resources(text, self._source)
-            await self._feed.replace_local(resources)
-            self.loaded = {"path": self._source, "loadedAt": time.time()}
-            self._complaint = ""
+        if self._file is not None:
+            await self._file.load()
+        else:
+            await self._apply(_parse(self._text, self._source))
 
     async def watch(self) -> None:
-        """Loads again and again. What is wrong is said once."""
-        while self._path is not None:
-            await trio.sleep(WATCH_EVERY)
-            try:
-                await self.load()
-            except (OSError, ValueError, ResourceError) as error:
-                if str(error) != self._complaint:
-                    self._complaint = str(error)
-                    log.error("the last good version stays in force: %s", error)
+        """Applies each change of the file. What makes no sense is said once and changes nothing."""
+        if self._file is not None:
+            await self._file.watch()
+
+    async def _apply(self, resources: Sequence[Resource]) -> None:
+        await self._feed.replace_local(resources)
+        self.loaded = {"path": self._source, "loadedAt": time.time()}
+
+
+def _parse(text: str, source: str) -> Sequence[Resource]:
+    return read_resources(text, source)

@@ -361,6 +361,9 @@ class Worker:
         for pod in self._pods.values():
             for index, count in enumerate(pod.tunnel_counts):
                 totals[index] += count
+        outbound, inbound = self.context.registry.open
+        counters.gauge("istio_tcp_sockets_open", "source").set(outbound)
+        counters.gauge("istio_tcp_sockets_open", "destination").set(inbound)
         counters.gauge("ztunnel_tunnels", "outbound").set(totals[0])
         counters.gauge("ztunnel_tunnel_streams", "outbound").set(totals[1])
         counters.gauge("ztunnel_tunnels", "inbound").set(totals[2])

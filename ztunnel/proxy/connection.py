@@ -1,7 +1,7 @@
 """What every proxied connection does: keep its record, log its line, end once."""
 
 import time
-from typing import Any
+from typing import Any, Final
 
 from ztunnel.linux.sockets import SocketAddress
 from ztunnel.mesh.changes import Changes
@@ -13,11 +13,13 @@ from ztunnel.telemetry.connections import describe
 from ztunnel.telemetry.labels import CONNECT, Ends
 from ztunnel.telemetry.record import PROXY, ConnectionRecord
 
+UNKNOWN_WORKLOAD: Final = "unknown workload"  # why a connection is refused early, as a label
+
 
 class Connection(StreamOwner):
     """A connection from its beginning to its log line. Subclasses say how it is made."""
 
-    __slots__ = ("client", "context", "ended", "flow", "opened_at", "record", "uid")
+    __slots__ = ("client", "context", "ended", "flow", "opened_at", "record", "relayed", "uid")
 
     record: ConnectionRecord
 
@@ -28,6 +30,7 @@ class Connection(StreamOwner):
         self.opened_at = time.monotonic()
         self.flow: Flow | None = None
         self.ended = False
+        self.relayed = 0  # bytes that the metrics of its path have
 
     def open_record(
         self, ends: Ends, destination: SocketAddress, hbone: str, decision: str
@@ -46,6 +49,7 @@ class Connection(StreamOwner):
         """Bytes flow from now on."""
         self.flow = flow
         self.record.path = flow.path
+        self.context.relayed(flow.path, 1, 0)
 
     def flow_ended(self, outcome: Outcome) -> None:
         """The relay is done with it."""
@@ -65,6 +69,7 @@ class Connection(StreamOwner):
         self.ended = True
         context = self.context
         context.registry.remove(self)
+        self._count_path()
         self.record.close(context.labels, time.monotonic())
         context.access_log.complete(self.record)
 
@@ -75,17 +80,31 @@ class Connection(StreamOwner):
         self.finish()
 
     def end(self, flags: str, reason: str) -> None:
-        """Ends a running connection, with that reason."""
-        self.record.fail(flags, reason)
+        """Ends a connection, running or still being made, with that reason."""
         if self.flow is not None:
+            self.record.fail(flags, reason)
             self.flow.abort(reason)
+        elif not self.ended:
+            self.cancel(flags, reason)
+
+    def cancel(self, flags: str, reason: str) -> None:
+        """Gives up what is still being made, tells the client, and writes the record down."""
+        raise NotImplementedError
 
     def count(self) -> None:
         """Brings the record and the metrics up to date."""
         if self.flow is not None:
             self.record.up = self.flow.from_client
             self.record.down = self.flow.from_server
+        self._count_path()
         self.record.count()
+
+    def _count_path(self) -> None:
+        record = self.record
+        total = record.up + record.down
+        if total != self.relayed:
+            self.context.relayed(record.path, 0, total - self.relayed)
+            self.relayed = total
 
     def rejudge(self, state: MeshState, changes: Changes) -> None:
         """Outbound connections are judged at their destination."""

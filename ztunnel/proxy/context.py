@@ -11,17 +11,17 @@ import trio
 from ztunnel.config import Config
 from ztunnel.config.model import OriginalSource
 from ztunnel.http2.settings import LocalSettings
-from ztunnel.linux.sockets import Keepalive
+from ztunnel.linux.sockets import Keepalive, SocketAddress
 from ztunnel.mesh.authorize import Verdict
 from ztunnel.mesh.outbound import ILLEGAL_PORTS
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
 from ztunnel.proxy.certificates import CertificateStore
-from ztunnel.proxy.pool import PoolSettings
+from ztunnel.proxy.pool import PoolSettings, observe_stage
 from ztunnel.proxy.registry import Registry
 from ztunnel.relay.engine import Engine
 from ztunnel.telemetry.access_log import AccessLog
-from ztunnel.telemetry.counters import Counters
+from ztunnel.telemetry.counters import Cell, Counters
 from ztunnel.telemetry.labels import UNKNOWN_PEER, Peer
 from ztunnel.telemetry.peers import PeerTable
 from ztunnel.tls.contexts import ContextCache
@@ -76,6 +76,7 @@ class Context:
         self.warned_source = False
         self.mark = sockets.packet_mark
         self.keepalive = _keepalive(config)
+        self._paths: dict[str, tuple[Cell, Cell]] = {}
         self.keep_source = sockets.original_source is not OriginalSource.NEVER
         self.must_keep_source = sockets.original_source is OriginalSource.ALWAYS
         self.illegal_ports = ILLEGAL_PORTS | {SOCKS_PORT} if config.socks5 else ILLEGAL_PORTS
@@ -96,7 +97,50 @@ class Context:
             connect_timeout=sockets.connect_timeout,
             handshake_timeout=tunnel.handshake_timeout,
             http=self.http,
+            counters=counters,
         )
+
+    def refused(
+        self,
+        source: SocketAddress,
+        destination: SocketAddress,
+        inbound: bool,
+        cause: str,
+        reason: str,
+    ) -> None:
+        """A connection ended before it was known whose it is: logs and counts it.
+
+        Args:
+            cause: a value of the label `reason`: few words, never a peer's.
+            reason: the same for people.
+        """
+        self.access_log.refused(source, destination, inbound, reason)
+        direction = "inbound" if inbound else "outbound"
+        self.counters.counter("ztunnel_early_denials", direction, cause).add()
+
+    def took(self, inbound: bool, stage: str, ok: bool, started: float) -> None:
+        """Observes how long a stage of a connection's making took.
+
+        Args:
+            stage: "connect" (TCP), "tls", or "answer" (to CONNECT).
+            started: on the monotonic clock.
+        """
+        observe_stage(self.counters, inbound, stage, ok, started)
+
+    def relayed(self, path: str, connections: int, count: int) -> None:
+        """Counts what moved on a relay path."""
+        cells = self._paths.get(path)
+        if cells is None:
+            cells = self._paths[path] = (
+                self.counters.counter("ztunnel_relay_connections", path),
+                self.counters.counter("ztunnel_relay_bytes", path),
+            )
+        cells[0].value += connections
+        cells[1].value += count
+
+    def revoked(self, cause: str) -> None:
+        """Counts a live connection that was ended because it is no longer allowed."""
+        self.counters.counter("ztunnel_revoked_connections", cause).add()
 
     def judged(self, verdict: Verdict) -> None:
         """Counts what the policies said."""
@@ -111,7 +155,13 @@ class Context:
         """Tells what policies that are only tried out would have said."""
         level = logging.INFO if self.config.telemetry.policy_info_logging else logging.DEBUG
         for finding in verdict.dry_run:
-            log.log(level, "%s", finding)
+            log.log(level, "%s", finding.words)
+            self.counters.counter(
+                "ztunnel_authorization_decisions",
+                finding.policy or "none",
+                "allow" if finding.allowed else "deny",
+                "dry_run",
+            ).add()
 
     def deadline(self, seconds: float) -> float:
         """A moment of the engine's clock, `seconds` from now."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from ztunnel.config.model import ProxyMode
 from ztunnel.dns.forward import Upstream
-from ztunnel.dns.lookup import BOTH_FAMILIES, Client, EndpointRecord, Family, ServiceRecord
+from ztunnel.dns.lookup import BOTH_FAMILIES, EndpointRecord, Family, ServiceRecord
+from ztunnel.dns.names import Labels
 from ztunnel.dns.resolv_conf import ResolvConf, parse_resolv_conf
 from ztunnel.dns.resolver import Resolver
 from ztunnel.dns.server import DnsServer
@@ -18,6 +19,7 @@ from ztunnel.mesh.workload import WorkloadStatus
 from ztunnel.telemetry.labels import UNKNOWN
 
 if TYPE_CHECKING:
+    from ztunnel.proxy.context import Context
     from ztunnel.proxy.pod import PodProxy
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
@@ -101,26 +103,12 @@ class PodDns:
     """
 
     def __init__(self, pod: "PodProxy", inherited: dict[str, socket.socket]) -> None:
-        context = pod.context
-        config = context.config
         self._pod = pod
         self._udp: dict[str, socket.socket] = {}
         self._tcp: dict[str, socket.socket] = {}
         self._open(inherited)
-        conf = _resolv_conf()
-        # A node's proxy does not know each pod's search domains: the kubelet's are assumed.
-        self._search = conf.search if config.mode is ProxyMode.DEDICATED else None
         self._server = DnsServer(
-            Resolver(
-                MeshLookup(context.state),
-                config.node.cluster_domain,
-                config.dns.preferred_service_namespace or "",
-                config.sockets.ipv6,
-                context.rng,
-            ),
-            self._client,
-            Upstream(conf, self._socket),
-            _Observer(pod),
+            pod.resolver, pod.dns_client, Upstream(read_resolv_conf(), self._socket), _Observer(pod)
         )
 
     def _open(self, inherited: dict[str, socket.socket]) -> None:
@@ -145,12 +133,6 @@ class PodDns:
         """By kind, for a successor."""
         return self._udp | self._tcp
 
-    def _client(self) -> Client | None:
-        workload = self._pod.workload()
-        if workload is None:
-            return None
-        return Client(workload.namespace, workload.network, self._search)
-
     def _socket(self, family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
         namespace, mark = self._pod.namespace, self._pod.context.mark
         sock = socket.socket(family, kind) if namespace is None else namespace.socket(family, kind)
@@ -168,7 +150,30 @@ class PodDns:
         await self._server.serve(list(self._udp.values()), list(self._tcp.values()))
 
 
-def _resolv_conf() -> ResolvConf:
+def make_resolver(context: "Context") -> Resolver:
+    """Answers from the mesh as `context` knows it."""
+    config = context.config
+    return Resolver(
+        MeshLookup(context.state),
+        config.node.cluster_domain,
+        config.dns.preferred_service_namespace or "",
+        config.sockets.ipv6,
+        context.rng,
+    )
+
+
+def search_domains(context: "Context") -> tuple[Labels, ...] | None:
+    """Those of our own resolv.conf if it is the workload's too; None: what the kubelet writes.
+
+    A node's proxy does not know each pod's search domains.
+    """
+    if context.config.mode is ProxyMode.DEDICATED:
+        return read_resolv_conf().search
+    return None
+
+
+def read_resolv_conf() -> ResolvConf:
+    """As it is now."""
     try:
         text = RESOLV_CONF.read_text(errors="replace")
     except FileNotFoundError:

@@ -26,7 +26,7 @@ from ztunnel.mesh.inbound import (
 )
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
-from ztunnel.proxy.connection import Connection, failure_of
+from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
 from ztunnel.proxy.upstream import connect_to_application
 from ztunnel.relay.connect import Connecting
 from ztunnel.relay.stream import StreamFlow
@@ -64,8 +64,8 @@ class InboundTunnel:
             connection.start()
         elif isinstance(event, RequestRejected):
             event.stream.owner = _Rejected()
-            self.pod.context.access_log.refused(
-                self.client, (self.local_ip, 15008), True, event.reason
+            self.pod.context.refused(
+                self.client, (self.local_ip, 15008), True, "request", event.reason
             )
 
     def tunnel_lost(self, tunnel: Tunnel, reason: str) -> None:
@@ -285,8 +285,8 @@ class Inbound(Connection):
 
     def _refuse_early(self, status: int, reason: str) -> None:
         self.ended = True
-        self.context.access_log.refused(
-            self.client, (self.tunnel_owner.local_ip, 15008), True, reason
+        self.context.refused(
+            self.client, (self.tunnel_owner.local_ip, 15008), True, UNKNOWN_WORKLOAD, reason
         )
         self._answer(status, reason)
 
@@ -347,17 +347,18 @@ class Inbound(Connection):
         else:
             self._workload = current
             verdict = authorize(state, current, attributes)
+            self.record.verdict = verdict.reason
+            self.record.policy = verdict.policy
             if verdict.allowed:
-                self.record.verdict = verdict.reason
                 return
             reason = verdict.reason
-            self.record.verdict = reason
-            self.record.policy = verdict.policy
             self.context.judged(verdict)
-        if self.flow is None:
-            self._refuse(UNAUTHORIZED, DENY, f"{POLICY_CHANGED}: {reason}")
-            if self._connecting is not None:
-                self._connecting.cancel()
-                self._connecting = None
-        else:
-            self.end(DENY, f"{POLICY_CHANGED}: {reason}")
+        self.context.revoked("policy" if current is not None else "workload")
+        self.end(DENY, f"{POLICY_CHANGED}: {reason}")
+
+    def cancel(self, flags: str, reason: str) -> None:
+        """See `Connection`."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        self._refuse(UNAUTHORIZED if flags == DENY else UNAVAILABLE, flags, reason)

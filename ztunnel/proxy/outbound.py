@@ -1,6 +1,7 @@
 """Connections that a pod of this node makes."""
 
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -23,14 +24,14 @@ from ztunnel.mesh.decision import (
 from ztunnel.mesh.outbound import decide
 from ztunnel.mesh.service import Service
 from ztunnel.mesh.workload import Workload
-from ztunnel.proxy.connection import Connection, failure_of
+from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
 from ztunnel.proxy.failure import ConnectFailure
 from ztunnel.proxy.pool import PeerKey
 from ztunnel.relay.connect import Connecting
 from ztunnel.relay.pair import PairFlow
 from ztunnel.relay.stream import StreamFlow
 from ztunnel.relay.tunnel import Tunnel
-from ztunnel.telemetry.labels import CONNECT, DENY
+from ztunnel.telemetry.labels import CONNECT, DENY, UNKNOWN
 
 if TYPE_CHECKING:
     from ztunnel.proxy.pod import PodProxy
@@ -45,8 +46,8 @@ class Outbound(Connection):
     """One connection from a pod, from accept to its log line."""
 
     __slots__ = (
-        "_connecting", "_decision", "_key", "_names", "_pod", "_sock", "_stream", "_tried",
-        "_tunnel", "_workload", "destination",
+        "_asked_at", "_connecting", "_decision", "_key", "_names", "_pod", "_sock", "_stream",
+        "_tried", "_tunnel", "_workload", "destination",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +69,7 @@ class Outbound(Connection):
         self._key: PeerKey | None = None
         self._stream: Stream | None = None
         self._tunnel: Tunnel | None = None
+        self._asked_at = 0.0
 
     # ---- decide
 
@@ -92,7 +94,7 @@ class Outbound(Connection):
     def _refuse_early(self, reason: str) -> None:
         """Before it is known whose connection it is."""
         self.ended = True
-        self.context.access_log.refused(self.client, self.destination, False, reason)
+        self.context.refused(self.client, self.destination, False, UNKNOWN_WORKLOAD, reason)
         self.context.engine.close_later(self._sock)
 
     def _route(self) -> None:
@@ -123,14 +125,42 @@ class Outbound(Connection):
         for _ in range(_QUESTIONS):
             if isinstance(decision, NeedsDns):
                 prefer = decision.workload.uid
+                self._count_question(decision.hostname)
                 addresses = await self.context.resolve(decision.hostname)
                 self._names = {**self._names, decision.hostname: addresses}
             elif isinstance(decision, NeedsLookup):
-                await self.context.look_up(decision.key)
+                if not await self.context.look_up(decision.key):
+                    self._unanswered(decision)
+                    return
             else:
                 break
             decision = self._decide(prefer)
         self._follow(decision)
+
+    def _unanswered(self, decision: NeedsLookup) -> None:
+        """What cannot be asked for is not passed through: it may belong to the mesh."""
+        reason = (
+            f"{decision.reason}, and no answer about {decision.key} has come; is the control plane"
+            " reachable?"
+        )
+        self._open(None, decision.service, self.destination, "", decision.reason)
+        self._give_up(CONNECT, reason)
+
+    def _count_question(self, hostname: str) -> None:
+        workload = self._workload
+        assert workload is not None
+        known = (
+            workload.workload_name,
+            workload.canonical_name,
+            workload.canonical_revision,
+            workload.namespace,
+            workload.identity.uri,
+            workload.canonical_name,
+            workload.canonical_revision,
+            workload.cluster_id,
+        )
+        labels = (value or UNKNOWN for value in known)
+        self.context.counters.counter("istio_on_demand_dns", *labels, hostname).add()
 
     def _follow(self, decision: Decision) -> None:
         context = self.context
@@ -206,6 +236,7 @@ class Outbound(Connection):
         )
         stream.owner = self
         self._stream = stream
+        self._asked_at = time.monotonic()
         tunnel.mark_dirty()
 
     def tunnel_failed(self, failure: ConnectFailure) -> None:
@@ -219,11 +250,13 @@ class Outbound(Connection):
         assert stream is not None
         assert decision is not None
         self.context.engine.in_time(self)
+        self.context.took(False, "answer", True, self._asked_at)
         self._open_tunnelled(tunnel, event.baggage)
         self.running(StreamFlow(tunnel, stream, self._sock, self, app_is_client=True))
 
     def refused(self, event: TunnelRefused) -> None:
         """The peer's proxy answered otherwise."""
+        self.context.took(False, "answer", False, self._asked_at)
         # 503 says that the application there could not be reached: another one may do.
         if event.status == 503 or event.retryable:
             self._again(CONNECT, event.reason)
@@ -319,6 +352,13 @@ class Outbound(Connection):
         )
         record = self.open_record(ends, next_hop, authority, reason)
         record.original_destination = self.destination
+
+    def cancel(self, flags: str, reason: str) -> None:
+        """See `Connection`."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        self._give_up(flags, reason)
 
     def _give_up(self, flags: str, reason: str) -> None:
         self.context.engine.in_time(self)

@@ -10,7 +10,7 @@ from ztunnel.mesh.connection import ConnectionAttributes
 from ztunnel.mesh.inbound import find_source, guess_service, validate_plaintext
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
-from ztunnel.proxy.connection import Connection, failure_of
+from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
 from ztunnel.proxy.inbound import POLICY_CHANGED
 from ztunnel.proxy.upstream import connect_to_application
 from ztunnel.relay.connect import Connecting
@@ -53,10 +53,11 @@ class Plaintext(Connection):
         self._workload = await self._pod.wait_for_workload()
         if self._workload is None:
             self.ended = True
-            self.context.access_log.refused(
+            self.context.refused(
                 self.client,
                 self.destination,
                 True,
+                UNKNOWN_WORKLOAD,
                 f"failed to fetch information about local workload {self._pod}",
             )
             self.context.engine.close_later(self._sock)
@@ -124,17 +125,20 @@ class Plaintext(Connection):
             self._workload = current
             verdict = authorize(state, current, self._attributes)
             self.record.verdict = verdict.reason
+            self.record.policy = verdict.policy
             if verdict.allowed:
                 return
             reason = verdict.reason
-            self.record.policy = verdict.policy
             self.context.judged(verdict)
+        self.context.revoked("policy" if current is not None else "workload")
+        self.end(DENY, f"{POLICY_CHANGED}: {reason}")
+
+    def cancel(self, flags: str, reason: str) -> None:
+        """See `Connection`."""
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
-            self._refuse(DENY, f"{POLICY_CHANGED}: {reason}")
-        else:
-            self.end(DENY, f"{POLICY_CHANGED}: {reason}")
+        self._refuse(flags, reason)
 
 
 def accept_plaintext(pod: "PodProxy", sock: socket.socket, client: SocketAddress) -> None:

@@ -3,11 +3,13 @@
 import errno
 import logging
 import socket
+import time
 from typing import Final
 
 import trio
 
 from ztunnel.config.model import OriginalSource
+from ztunnel.dns.lookup import Client
 from ztunnel.hbone.baggage import Baggage, format_baggage, parse_baggage
 from ztunnel.hbone.server import TunnelServer
 from ztunnel.linux.netns import NetworkNamespace
@@ -22,7 +24,7 @@ from ztunnel.mesh.identity import Identity
 from ztunnel.mesh.workload import Workload
 from ztunnel.proxy.certificates import CertificateUnavailable
 from ztunnel.proxy.context import SOCKS_PORT, Context
-from ztunnel.proxy.dns import PodDns
+from ztunnel.proxy.dns import PodDns, make_resolver, search_domains
 from ztunnel.proxy.handshake import shake_hands
 from ztunnel.proxy.inbound import InboundTunnel
 from ztunnel.proxy.listener import Accepted, Listener
@@ -33,7 +35,7 @@ from ztunnel.proxy.socks import accept_socks
 from ztunnel.relay.tunnel import Tunnel
 from ztunnel.telemetry.record import ConnectionRecord
 from ztunnel.tls.crl import RevocationList
-from ztunnel.tls.errors import TlsError
+from ztunnel.tls.errors import Alert, TlsError
 from ztunnel.tls.handshake import Handshake
 from ztunnel.tls.spiffe import ClientMustBe
 
@@ -87,6 +89,8 @@ class PodProxy:
         self._baggage: tuple[Workload | None, str] = (None, "")
         self._known = trio.Event()
         self._listeners: dict[str, Listener] = {}
+        self.resolver = make_resolver(context)
+        self._search = search_domains(context)
         self._dns: PodDns | None = None
         self._scope = trio.CancelScope()
         network = context.config.node.network
@@ -195,6 +199,13 @@ class PodProxy:
             info.name, info.namespace, info.service_account, self.context.config.node.node_name
         )
 
+    def dns_client(self) -> Client | None:
+        """The pod as it asks for names; None while the control plane has not described it."""
+        workload = self.workload()
+        if workload is None:
+            return None
+        return Client(workload.namespace, workload.network, self._search)
+
     async def wait_for_workload(self) -> Workload | None:
         """The same, waiting a little for the control plane: a new pod may be quicker than it."""
         with trio.move_on_after(LOCAL_WORKLOAD_TIMEOUT):
@@ -277,6 +288,7 @@ class PodProxy:
         """Shakes hands with a peer, as the pod."""
         context = self.context
         local: SocketAddress = ("", HBONE_PORT)
+        started = time.monotonic()
         try:
             local = local_of(sock)
             with trio.fail_after(context.config.tunnel.handshake_timeout):
@@ -296,14 +308,20 @@ class PodProxy:
                 "the peer stayed silent in the TLS handshake for"
                 f" {context.config.tunnel.handshake_timeout:g}s"
             )
-            self._refuse(sock, client, local, reason)
+            self._refuse(sock, client, local, started, "silent", reason)
             return
-        except (TlsError, CertificateUnavailable, OSError) as error:
-            self._refuse(sock, client, local, f"tunnel: {error}")
+        except CertificateUnavailable as error:
+            self._refuse(sock, client, local, started, "no certificate", f"tunnel: {error}")
+            return
+        except (TlsError, OSError) as error:
+            if isinstance(error, TlsError) and error.alert is Alert.CERTIFICATE_REVOKED:
+                context.counters.counter("istio_crl_policy_rejections", "destination").add()
+            self._refuse(sock, client, local, started, "tls", f"tunnel: {error}")
             return
         except BaseException:
             context.engine.close_later(sock)
             raise
+        context.took(True, "tls", True, started)
         if self._scope.cancel_called:
             context.engine.close_later(sock)
             return
@@ -319,10 +337,17 @@ class PodProxy:
         )
 
     def _refuse(
-        self, sock: socket.socket, client: SocketAddress, local: SocketAddress, reason: str
+        self,
+        sock: socket.socket,
+        client: SocketAddress,
+        local: SocketAddress,
+        started: float,
+        cause: str,
+        reason: str,
     ) -> None:
         self.context.engine.close_later(sock)
-        self.context.access_log.refused(client, local, True, reason)
+        self.context.took(True, "tls", False, started)
+        self.context.refused(client, local, True, cause, reason)
 
     def inbound_tunnel_ended(self, owner: InboundTunnel) -> None:
         """A peer's tunnel is over."""

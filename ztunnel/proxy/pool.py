@@ -8,6 +8,7 @@ follows from how many wait. Everybody who waits is told, one way or the other.
 
 import logging
 import socket
+import time
 from collections import deque
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -25,6 +26,7 @@ from ztunnel.proxy.handshake import connected, shake_hands
 from ztunnel.proxy.outer import OuterStream
 from ztunnel.relay.engine import Engine
 from ztunnel.relay.tunnel import Tunnel
+from ztunnel.telemetry.counters import Counters
 from ztunnel.telemetry.labels import (
     CONNECT,
     H2_HANDSHAKE_FAILURE,
@@ -34,7 +36,7 @@ from ztunnel.telemetry.labels import (
 )
 from ztunnel.tls.contexts import ContextCache
 from ztunnel.tls.crl import RevocationList
-from ztunnel.tls.errors import TlsError
+from ztunnel.tls.errors import Alert, TlsError
 from ztunnel.tls.handshake import Handshake
 from ztunnel.tls.spiffe import PeerCertificate, ServerMustBe
 
@@ -103,8 +105,10 @@ class PoolSettings:
         connect_timeout: float,
         handshake_timeout: float,
         http: LocalSettings,
+        counters: Counters,
     ) -> None:
         self.engine = engine
+        self.counters = counters
         self.contexts = contexts
         self.certificates = certificates
         self.mark = mark
@@ -115,6 +119,16 @@ class PoolSettings:
         self.handshake_timeout = handshake_timeout
         self.http = http
         self.revocations: RevocationList | None = None
+
+
+def observe_stage(counters: Counters, inbound: bool, stage: str, ok: bool, started: float) -> None:
+    """See `Context.took`."""
+    counters.histogram(
+        "ztunnel_handshake_duration_seconds",
+        "inbound" if inbound else "outbound",
+        stage,
+        "ok" if ok else "failed",
+    ).observe(time.monotonic() - started)
 
 
 class PooledTunnel:
@@ -233,6 +247,7 @@ class Pool:
         except CertificateUnavailable as error:
             raise ConnectFailure(str(error), IDENTITY_ERROR) from error
         sock = await (self._inner_socket(key) if key.inner_authority else self._connected(key))
+        started, shaken = time.monotonic(), False
         try:
             handshake = Handshake(
                 settings.contexts.client(certificate),
@@ -246,9 +261,14 @@ class Pool:
                     f" {settings.handshake_timeout:g}s",
                     TLS_FAILURE,
                 )
-        except BaseException:
+            shaken = True
+        except BaseException as error:
             settings.engine.close_later(sock)
+            if isinstance(error, TlsError) and error.alert is Alert.CERTIFICATE_REVOKED:
+                settings.counters.counter("istio_crl_policy_rejections", "source").add()
             raise
+        finally:
+            observe_stage(settings.counters, False, "tls", shaken, started)
         pooled = PooledTunnel(self, key, result.peer)
         self._tunnels.setdefault(key, []).append(pooled)
         self._all.add(pooled)
@@ -271,6 +291,7 @@ class Pool:
             keepalive=settings.keepalive,
             stock=self._sockets,
         )
+        started, established = time.monotonic(), False
         try:
             with trio.move_on_after(settings.connect_timeout) as limit:
                 await connected(settings.engine, sock)
@@ -280,9 +301,12 @@ class Pool:
                     f" NetworkPolicy blocks port {key.address[1]}",
                     NETWORK_POLICY,
                 )
+            established = True
         except BaseException:
             settings.engine.close_later(sock)
             raise
+        finally:
+            observe_stage(settings.counters, False, "connect", established, started)
         return sock
 
     async def _inner_socket(self, key: PeerKey) -> socket.socket:

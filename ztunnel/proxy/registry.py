@@ -31,10 +31,15 @@ class Live(Protocol):
 
 
 class Registry:
-    """A set of live connections."""
+    """A set of live connections.
+
+    Attributes:
+        open: how many there were when they were last counted, (outbound, inbound).
+    """
 
     def __init__(self) -> None:
         self._live: set[Live] = set()
+        self.open = (0, 0)
 
     def __len__(self) -> int:
         return len(self._live)
@@ -62,8 +67,11 @@ class Registry:
 
     def count(self) -> None:
         """Moves the bytes of live connections into the metrics."""
+        inbound = 0
         for connection in self._live:
             connection.count()
+            inbound += connection.record.ends.inbound
+        self.open = (len(self._live) - inbound, inbound)
 
     def describe(self) -> list[dict[str, Any]]:
         """All of them."""

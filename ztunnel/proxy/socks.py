@@ -1,10 +1,11 @@
 """The SOCKS5 entry (RFC 1928): connections that a pod asks for instead of being captured.
 
 Off by default. Without authentication, CONNECT only, by address or by a name
-that the mesh or DNS knows. The answer comes before the connection is made:
-whether it could be made shows in what follows, as with a captured one.
+that the mesh or DNS knows. The answer comes when the connection has been made,
+or could not be.
 """
 
+import errno
 import ipaddress
 import select
 import socket
@@ -13,9 +14,16 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ztunnel.dns.lookup import Family
+from ztunnel.dns.names import labels
+from ztunnel.hbone.events import TunnelRefused
 from ztunnel.linux.sockets import SocketAddress
+from ztunnel.mesh.address import canonical_ip
+from ztunnel.mesh.inbound import UNAUTHORIZED
 from ztunnel.proxy.handshake import send_all
 from ztunnel.proxy.outbound import Outbound
+from ztunnel.relay.flow import Flow
+from ztunnel.telemetry.labels import CONNECT, DENY, NETWORK_POLICY
 
 if TYPE_CHECKING:
     from ztunnel.proxy.pod import PodProxy
@@ -27,17 +35,29 @@ _IPV4: Final = 1
 _NAME: Final = 3
 _IPV6: Final = 4
 _SUCCEEDED: Final = 0
+_FAILED: Final = 1
+_NOT_ALLOWED: Final = 2
+_NETWORK_UNREACHABLE: Final = 3
 _UNREACHABLE: Final = 4
+_REFUSED: Final = 5
 _NO_COMMAND: Final = 7
 _NO_ADDRESS_TYPE: Final = 8
+_NO_METHOD: Final = bytes((_VERSION, 0xFF))
+
+_CODES: Final = {
+    errno.ECONNREFUSED: _REFUSED,
+    errno.ENETUNREACH: _NETWORK_UNREACHABLE,
+    errno.EHOSTUNREACH: _UNREACHABLE,
+    errno.ETIMEDOUT: _UNREACHABLE,
+}
 
 
 class SocksError(Exception):
-    """The client broke the protocol; `reply` is the code to answer with, -1 for none."""
+    """The client cannot be served; `answer` is what to tell it, if anything."""
 
-    def __init__(self, words: str, reply: int = -1) -> None:
+    def __init__(self, words: str, answer: bytes = b"") -> None:
         super().__init__(words)
-        self.reply = reply
+        self.answer = answer
 
 
 def parse_greeting(data: bytes) -> int | None:
@@ -51,7 +71,7 @@ def parse_greeting(data: bytes) -> int | None:
     if len(data) < 2 or len(data) < 2 + data[1]:
         return None
     if 0 not in data[2 : 2 + data[1]]:
-        raise SocksError("the client offers no method without authentication")
+        raise SocksError("the client offers no method without authentication", _NO_METHOD)
     return 2 + data[1]
 
 
@@ -67,10 +87,10 @@ def parse_request(data: bytes) -> tuple[str, int, int] | None:
     if version != _VERSION:
         raise SocksError(f"version {version} is not SOCKS5")
     if command != _CONNECT:
-        raise SocksError(f"command {command} is not CONNECT", _NO_COMMAND)
+        raise SocksError(f"command {command} is not CONNECT", reply(_NO_COMMAND))
     size = {_IPV4: 4, _IPV6: 16, _NAME: 1 + first}.get(kind)
     if size is None:
-        raise SocksError(f"address type {kind} is unknown", _NO_ADDRESS_TYPE)
+        raise SocksError(f"address type {kind} is unknown", reply(_NO_ADDRESS_TYPE))
     end = 4 + size
     if len(data) < end + 2:
         return None
@@ -79,15 +99,63 @@ def parse_request(data: bytes) -> tuple[str, int, int] | None:
         try:
             return data[5:end].decode("ascii"), port, end + 2
         except UnicodeDecodeError:
-            raise SocksError("the host name is not ASCII", _UNREACHABLE) from None
-    address = ipaddress.ip_address(data[4:end])
-    mapped = getattr(address, "ipv4_mapped", None)
-    return str(mapped or address), port, end + 2
+            raise SocksError("the host name is not ASCII", reply(_UNREACHABLE)) from None
+    return canonical_ip(str(ipaddress.ip_address(data[4:end]))), port, end + 2
 
 
 def reply(code: int) -> bytes:
     """An answer without a bound address."""
     return bytes((_VERSION, code, 0, _IPV4, 0, 0, 0, 0, 0, 0))
+
+
+class SocksOutbound(Outbound):
+    """A connection whose client is told how it went."""
+
+    __slots__ = ("_code",)
+
+    def __init__(
+        self,
+        pod: "PodProxy",
+        sock: socket.socket,
+        client: SocketAddress,
+        destination: SocketAddress,
+    ) -> None:
+        super().__init__(pod, sock, client, destination)
+        self._code = 0
+
+    def running(self, flow: Flow) -> None:
+        """The answer goes out before the first byte from the other end does."""
+        _answer(self._sock, reply(_SUCCEEDED))
+        super().running(flow)
+
+    def refused(self, event: TunnelRefused) -> None:
+        """A policy said no, or the application could not be reached."""
+        self._code = _NOT_ALLOWED if event.status == UNAUTHORIZED else _UNREACHABLE
+        super().refused(event)
+
+    def _connected(self, sock: socket.socket | None, error: OSError | None) -> None:
+        if error is not None:
+            self._code = _CODES.get(error.errno or 0, _FAILED)
+        super()._connected(sock, error)
+
+    def _refuse_early(self, reason: str) -> None:
+        _answer(self._sock, reply(_FAILED))
+        super()._refuse_early(reason)
+
+    def _give_up(self, flags: str, reason: str) -> None:
+        code = _NOT_ALLOWED if flags == DENY else self._code
+        if not code:
+            code = _UNREACHABLE if flags in (CONNECT, NETWORK_POLICY) else _FAILED
+        _answer(self._sock, reply(code))
+        super()._give_up(flags, reason)
+
+
+def _answer(sock: socket.socket, data: bytes) -> None:
+    """A few bytes, which always find room. A client that has gone already will not miss them."""
+    try:
+        sock.send(data)
+    except OSError:
+        pass
 
 
 def accept_socks(pod: "PodProxy", sock: socket.socket, client: SocketAddress) -> None:
@@ -96,7 +164,6 @@ def accept_socks(pod: "PodProxy", sock: socket.socket, client: SocketAddress) ->
 
 
 async def _serve(pod: "PodProxy", sock: socket.socket, client: SocketAddress) -> None:
-    context = pod.context
     try:
         with trio.fail_after(_TIME):
             destination = await _negotiate(pod, sock)
@@ -104,22 +171,19 @@ async def _serve(pod: "PodProxy", sock: socket.socket, client: SocketAddress) ->
         _refuse(pod, sock, client, "the client did not finish the SOCKS5 handshake in time")
         return
     except (SocksError, OSError) as error:
-        if isinstance(error, SocksError) and error.reply >= 0:
-            try:
-                sock.send(reply(error.reply))
-            except OSError:
-                pass  # the client is gone
+        if isinstance(error, SocksError):
+            _answer(sock, error.answer)
         _refuse(pod, sock, client, f"SOCKS5: {error}")
         return
     except BaseException:
-        context.engine.close_later(sock)
+        pod.context.engine.close_later(sock)
         raise
-    Outbound(pod, sock, client, destination).start()
+    SocksOutbound(pod, sock, client, destination).start()
 
 
 def _refuse(pod: "PodProxy", sock: socket.socket, client: SocketAddress, reason: str) -> None:
     pod.context.engine.close_later(sock)
-    pod.context.access_log.refused(client, ("127.0.0.1", 15080), False, reason)
+    pod.context.refused(client, ("127.0.0.1", 15080), False, "socks", reason)
 
 
 async def _negotiate(pod: "PodProxy", sock: socket.socket) -> SocketAddress:
@@ -133,31 +197,30 @@ async def _negotiate(pod: "PodProxy", sock: socket.socket) -> SocketAddress:
         data += await _more(pod, sock)
     host, port, length = request
     if len(data) > length:
-        raise SocksError("the client sent data before it was answered", 1)
-    address = host if _is_address(host) else await _resolve(pod, host)
-    await send_all(engine, sock, reply(_SUCCEEDED))
-    return address, port
+        raise SocksError("the client sent data before it was answered", reply(_FAILED))
+    return await _address(pod, host), port
 
 
-def _is_address(host: str) -> bool:
+async def _address(pod: "PodProxy", host: str) -> str:
+    """An address, an own name of the mesh, or one of the real DNS."""
     try:
-        ipaddress.ip_address(host)
+        return canonical_ip(host)
     except ValueError:
-        return False
-    return True
-
-
-async def _resolve(pod: "PodProxy", host: str) -> str:
-    workload = await pod.wait_for_workload()
-    if workload is not None:
-        service = pod.context.state.find_service(host.lower().rstrip("."), workload.namespace)
-        if service is not None:
-            for vip in service.vips:
-                if vip.network == workload.network:
-                    return vip.address
+        pass  # it is a name
+    await pod.wait_for_workload()
+    client = pod.dns_client()
+    if client is not None and (name := labels(host)):
+        known = False
+        for family in (Family.IPV4, Family.IPV6):
+            answer = pod.resolver.resolve(client, name, family)
+            known = known or answer is not None
+            if answer is not None and answer.addresses:
+                return answer.addresses[0]
+        if known:
+            raise SocksError(f"{host!r} has no address in the mesh", reply(_UNREACHABLE))
     addresses = await pod.context.resolve(host)
     if not addresses:
-        raise SocksError(f"the name {host!r} does not resolve", _UNREACHABLE)
+        raise SocksError(f"the name {host!r} does not resolve", reply(_UNREACHABLE))
     return addresses[0]
 
 

@@ -236,13 +236,14 @@ def test_policies_that_are_tried_out_only_report() -> None:
         deny("d", EVERYBODY, dry_run=True), allow("a", rule(destination_ports=(9,)), dry_run=True)
     )
     assert found.allowed
-    assert found.dry_run == (
-        "dry run: policy shop/d (rule 1) would deny",
-        "dry run: none of the ALLOW policies shop/a would allow",
-    )
+    peer = "spiffe://cluster.local/ns/shop/sa/client"
+    assert [finding[:2] for finding in found.dry_run] == [("shop/d", False), ("", False)]
+    assert found.dry_run[0].words.startswith(f"dry run: policy shop/d (rule 1) would deny {peer}")
+    assert "none of the ALLOW policies shop/a would allow" in found.dry_run[1].words
     found = verdict(allow("a", EVERYBODY, dry_run=True), deny("x", EVERYBODY))
     assert not found.allowed
-    assert found.dry_run == ("dry run: policy shop/a (rule 1) would allow",)
+    assert [finding[:2] for finding in found.dry_run] == [("shop/a", True)]
+    assert "dry run: policy shop/a (rule 1) would allow" in found.dry_run[0].words
     assert verdict(deny("d", rule(destination_ports=(9,)), dry_run=True)).dry_run == ()
 
 
