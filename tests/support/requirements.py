@@ -13,6 +13,10 @@ import pytest
 
 from ztunnel.linux import netns
 
+LEFT_OUT = "no Kubernetes"
+"""How the reason begins for which tests may be left out in CI as well, where the run was started
+with AMBIENTD_WITHOUT_KUBERNETES=1: building an API server may take longer than there is time."""
+
 
 @functools.cache
 def without_namespaces() -> str | None:
@@ -43,10 +47,17 @@ def _in_ci() -> bool:
     return os.environ.get("CI") == "true"
 
 
+def _may_be_left_out(reason: str) -> bool:
+    allowed = os.environ.get("AMBIENTD_WITHOUT_KUBERNETES") == "1"
+    return not _in_ci() or (allowed and LEFT_OUT in reason)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and _in_ci() and _skips(reporter) and session.exitstatus == 0:
+    if reporter is None or session.exitstatus != 0:
+        return
+    if not all(map(_may_be_left_out, _skips(reporter))):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -54,7 +65,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skips = _skips(terminalreporter)
     if not skips:
         return
-    title = "NOT EVERYTHING WAS TESTED" + (", AND HERE IT MUST BE" if _in_ci() else "")
-    terminalreporter.section(title, sep="!", red=_in_ci(), yellow=not _in_ci())
+    fatal = not all(map(_may_be_left_out, skips))
+    title = "NOT EVERYTHING WAS TESTED" + (", AND HERE IT MUST BE" if fatal else "")
+    terminalreporter.section(title, sep="!", red=fatal, yellow=not fatal)
     for reason, count in skips.items():
         terminalreporter.line(f"{count} tests: {reason}")
