@@ -21,8 +21,7 @@ def main() -> int:
         print(version("ambientd"))
         return 0
     if command in ("help", "--help", "-h"):
-        print(configuration.help_text())
-        return 0
+        return _print(configuration.help_text())
     if command != "proxy":
         print(f"unknown command {command!r}\n\n{configuration.help_text()}", file=sys.stderr)
         return 1
@@ -45,6 +44,16 @@ def main() -> int:
     from ztunnel.process import control
 
     return control.main(settings, supervisor)
+
+
+def _print(text: str) -> int:
+    """The exit status: a reader who has seen enough (`| head`) is no failure of ours."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The interpreter flushes once more at its end: that must find a place to write to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _supervise(settings: Config) -> int:

@@ -13,6 +13,7 @@ condition, with the mesh kept going meanwhile, and a condition that does not com
 """
 
 import json
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -72,6 +73,8 @@ class MeshLab:
         self.reports = reports
         """What the mesh has told its user so far."""
         self.observer = Observer(mesh)
+        self.sockets: list[socket.socket] = []
+        """Of this process in pods; closed with the mesh."""
         self._started: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -217,6 +220,8 @@ class MeshLab:
         )
 
     def close(self) -> None:
+        for sock in self.sockets:
+            sock.close()
         self.mesh.close()
         for process in self._started:
             if process.stdout is not None:

@@ -33,6 +33,7 @@ class Child:
         self.channel: Channel | None = None
         self.starts = 0
         self.restart_at = 0.0
+        self.joins = 0  # channels to the control process that a worker was given so far
         self._started = 0.0
         self._backoff = 0.0
 
@@ -179,4 +180,5 @@ def join(control: Child, worker: Child) -> None:
     # What is queued keeps copies; ours go at once, or an end would not see the other one's end.
     with to_worker, to_control:
         if control.tell(messages.WORKER, worker.slot, worker.pid, fds=[to_worker.fileno()]):
-            worker.tell(messages.CONTROL, fds=[to_control.fileno()])
+            worker.joins += 1
+            worker.tell(messages.CONTROL, worker.joins, fds=[to_control.fileno()])

@@ -95,7 +95,7 @@ class Control:
         self._shipper = Shipper(self.counters)
         self.feed = MeshFeed(self.state, lambda: list(self.workers.values()))
         self.certificates = CertificateDesk(config, self.state, self.workers, self.counters)
-        self.pods = Pods(self.workers, self.counters, self._adopted)
+        self.pods = Pods(self.workers, self.counters, self._adopt)
         self.zds = ZdsClient(self.pods, config.inpod_socket, self._zds_failed)
         self.local = LocalMesh(self.feed, config.xds.local_path, config.xds.local_text)
         self.readiness = Readiness(STATE_TASK)
@@ -176,8 +176,8 @@ class Control:
             self.aggregate.update("control", encoded)
         return self.aggregate.snapshot()
 
-    def _adopted(self, uid: str, info: WorkloadInfo, netns_fd: int) -> None:
-        self.zds.adopt(uid, info, netns_fd)
+    def _adopt(self, uid: str, info: WorkloadInfo, netns_fd: int) -> bool:
+        return self.zds.adopt(uid, info, netns_fd)
 
     def _zds_failed(self, reason: str) -> None:
         self.counters.counter("ztunnel_zds_errors", reason).add()
@@ -397,7 +397,6 @@ class Control:
             if self.zds.state.ready != ready:
                 ready = not ready
                 if ready:
-                    self.pods.complete()
                     self.readiness.done(PODS_TASK)
                     await self._warm_up()
                 else:

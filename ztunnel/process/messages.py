@@ -11,13 +11,13 @@ WORKER_GONE: Final = 2  # slot, pid: int       that worker's process has ended
 END: Final = 5  #                              the workers are gone: write down what they said, end
 
 # supervisor -> worker
-CONTROL: Final = 3  #                          fds: [channel to the control process]
+CONTROL: Final = 3  # number of the join: int fds: [channel to the control process]
 
 # supervisor -> both
 DRAIN: Final = 4  # seconds: float             take nothing new; workers end within that time
 
 # worker -> supervisor
-JOIN_AGAIN: Final = 6  #                       the channel to the control process broke
+JOIN_AGAIN: Final = 6  # number of the join: int: its channel to the control process broke
 
 # control process -> worker
 UPDATE: Final = 10  # sequence, resources: bytes, removed, removed policies, snapshot: bool

@@ -76,23 +76,22 @@ class Pods:
 
     Args:
         workers: by slot.
-        adopted: called for each pod that a worker served already, with uid, info and the lent
-            namespace descriptor.
+        adopt: asked about each pod that a worker serves already, with uid, info and the lent
+            namespace descriptor: false when the node agent has named all pods, and not this one.
     """
 
     def __init__(
         self,
         workers: dict[int, WorkerLink],
         counters: Counters,
-        adopted: Callable[[str, WorkloadInfo, int], None],
+        adopt: Callable[[str, WorkloadInfo, int], bool],
     ) -> None:
         self._workers = workers
-        self._adopted = adopted
+        self._adopt = adopt
         self._started = counters.counter("workload_manager_proxies_started")
         self._stopped = counters.counter("workload_manager_proxies_stopped")
         self._pods: dict[str, _Pod] = {}
         self._serial = 0
-        self._complete = False
         self._draining = False
 
     # ---- what the node agent asks for
@@ -130,10 +129,6 @@ class Pods:
             for worker in self._welcome():
                 worker.send(messages.POD_GONE, uid)
 
-    def complete(self) -> None:
-        """The node agent has named all pods: what only a worker knows of is over."""
-        self._complete = True
-
     # ---- what workers say
 
     def held(
@@ -142,11 +137,13 @@ class Pods:
     ) -> None:  # fmt: skip
         """A worker that has just been joined serves this pod. Takes the descriptors over."""
         pod = self._pods.get(uid)
-        if pod is None and not self._complete and not self._draining:
+        if (
+            pod is None
+            and not self._draining
+            and (netns_fd is None or self._adopt(uid, info, netns_fd))
+        ):
             log.info("pod %s is served by worker %d already", info, worker.slot)
             pod = self._new(uid, info, netns_fd)
-            if netns_fd is not None:
-                self._adopted(uid, info, netns_fd)
         elif pod is not None and pod.is_same(info, netns_fd) and not self._draining:
             if netns_fd is not None:
                 os.close(netns_fd)

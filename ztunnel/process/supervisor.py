@@ -98,6 +98,7 @@ class Supervisor:
         child.restart_at = 0.0
         if child.start():
             for worker in self._workers if child is self._control else [child]:
+                self._rejoin.pop(worker.slot, None)
                 join(self._control, worker)
 
     def _finished(self) -> bool:
@@ -133,7 +134,9 @@ class Supervisor:
         """A worker whose channel to the control process broke gets a new one."""
         for worker in self._workers:
             for message in worker.received():
-                if message.kind == messages.JOIN_AGAIN and not self._draining:
+                # One that tells of a channel which was replaced meanwhile comes too late.
+                wanted = message.kind == messages.JOIN_AGAIN and message.values[0] == worker.joins
+                if wanted and not self._draining:
                     self._rejoin.setdefault(worker.slot, time.monotonic() + _REJOIN)
 
     def _reap(self) -> None:

@@ -67,6 +67,7 @@ class Worker:
         self._supervisor: Link | None = None
         self._pods: dict[str, PodProxy] = {}
         self._waiting: dict[str, list[trio.Event]] = {}
+        self._joined = 0  # number of the channel to the control process
         self._draining = False
         self._done = trio.Event()
         self._thread = threading.get_ident()
@@ -128,6 +129,7 @@ class Worker:
 
     def _from_supervisor(self, message: Message) -> None:
         if message.kind == messages.CONTROL:
+            self._joined = message.values[0]
             self._join_control(Channel(socket.socket(fileno=message.fds[0])))
         elif message.kind == messages.DRAIN:
             self._drain(message.values[0])
@@ -167,6 +169,8 @@ class Worker:
             self._offer(pod)
         control.send(messages.STARTED, sorted(self._state.looked_up))
         self._certificates.control_back()
+        for key in self._waiting:
+            control.send(messages.LOOKUP, key)  # its predecessor was asked, and cannot answer
         self._ship()
 
     def _offer(self, pod: PodProxy) -> None:
@@ -187,7 +191,7 @@ class Worker:
                 event.set()
         if self._supervisor is not None:
             # Where only the channel broke, nobody else would know of it.
-            self._supervisor.send(messages.JOIN_AGAIN)
+            self._supervisor.send(messages.JOIN_AGAIN, self._joined)
 
     def _send(self, kind: int, *values: Any, fds: list[int] | None = None) -> None:
         if self._control is not None:

@@ -83,9 +83,9 @@ class ZdsClient:
             self._last_error,
         )
 
-    def adopt(self, uid: str, info: WorkloadInfo, netns_fd: int) -> None:
+    def adopt(self, uid: str, info: WorkloadInfo, netns_fd: int) -> bool:
         """See `Pods.adopt`."""
-        self._pods.adopt(uid, info, netns_fd)
+        return self._pods.adopt(uid, info, netns_fd)
 
     async def wait_synchronised(self) -> None:
         """Return when the first snapshot has been applied."""

@@ -69,6 +69,7 @@ class Pods:
         self._handler = handler
         self._pods: dict[str, _Pod] = {}
         self._snapshot: set[str] = set()
+        self._named_all = False  # some connection has delivered its snapshot
         # Per pod, so that a slow one is waited for by nobody else. The number counts users.
         self._locks: dict[str, tuple[trio.Lock, list[None]]] = {}
 
@@ -82,15 +83,21 @@ class Pods:
         """The pods that are not served though they should be, by uid, with the reason."""
         return {uid: (pod.info, pod.failure) for uid, pod in self._pods.items() if pod.failure}
 
-    def adopt(self, uid: str, info: WorkloadInfo, netns_fd: int) -> None:
+    def adopt(self, uid: str, info: WorkloadInfo, netns_fd: int) -> bool:
         """A pod that runs already: the handler served it before this process knew of it.
 
         The agent's snapshot then decides as for any other that runs: an add of the same pod, or a
         keep, lets it go on; a pod that is not named is stopped. Copies `netns_fd`.
+
+        Returns:
+            False when a snapshot has been applied already, and this pod was not in it.
         """
         if uid not in self._pods:
+            if self._named_all:
+                return False
             namespace = NetworkNamespace(os.dup(netns_fd))
             self._pods[uid] = _Pod(info, namespace, failure="")
+        return True
 
     def connected(self) -> None:
         """A new connection: its snapshot starts empty. Everything that runs goes on."""
@@ -202,17 +209,20 @@ class Pods:
         pod.namespace.close()
 
     async def _reconcile(self) -> None:
-        failures = []
-        for uid in [uid for uid in self._pods if uid not in self._snapshot]:
-            logger.info("%s (%s) is not in the snapshot: stopping it", self._pods[uid].info, uid)
-            try:
-                await self._delete(uid)
-            except StartFailed as error:
-                failures.append(str(error))
-        self.synchronised = True
+        failures: dict[str, str] = {}
+        # While one is stopped another may be adopted: only who looks last has seen them all.
+        while stale := [uid for uid in self._pods if uid not in self._snapshot | failures.keys()]:
+            for uid in stale:
+                info = self._pods[uid].info
+                logger.info("%s (%s) is not in the snapshot: stopping it", info, uid)
+                try:
+                    await self._delete(uid)
+                except StartFailed as error:
+                    failures[uid] = str(error)
+        self.synchronised = self._named_all = True
         self._snapshot.clear()
         if failures:
-            raise StartFailed("; ".join(failures))
+            raise StartFailed("; ".join(failures.values()))
 
     @asynccontextmanager
     async def _lock(self, uid: str) -> AsyncIterator[None]:

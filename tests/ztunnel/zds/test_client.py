@@ -171,6 +171,30 @@ async def test_what_the_next_snapshot_does_not_name_is_stopped(
         assert client.state.ready
 
 
+async def test_an_adopted_pod_goes_on_only_if_the_agent_names_it(
+    tmp_path: Path, namespace: NetworkNamespace
+) -> None:
+    late: list[bool] = []
+
+    class Late(Recorder):
+        async def delete(self, uid: str) -> None:
+            await super().delete(uid)
+            if uid == "unnamed":  # a worker tells of one more while the snapshot is applied
+                late.append(client.adopt("late", INFO, namespace.fd))
+
+    recorder = Late()
+    async with connected(tmp_path, recorder) as (client, agent):
+        assert client.adopt("named", INFO, namespace.fd)
+        assert client.adopt("unnamed", INFO, namespace.fd)
+        assert await agent.ask(AddWorkload("named", INFO), namespace.fd) == ""
+        assert await agent.ask(SnapshotSent()) == ""
+        assert recorder.calls == ["delete unnamed", "delete late"]
+        assert late == [True]
+        assert set(client.state.running) == {"named"}
+        assert client.adopt("named", INFO, namespace.fd)
+        assert not client.adopt("too late", INFO, namespace.fd)
+
+
 async def test_a_pod_that_fails_is_refused_tried_again_and_blocks_nobody(
     tmp_path: Path,
     handler: Recorder,

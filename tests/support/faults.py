@@ -1,0 +1,36 @@
+"""A mesh to break: a client and a server, each on its own node, both enrolled."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.mesh_lab import MeshLab, mesh_lab
+from tests.support.ztunnel_processes import ZtunnelProcesses
+
+
+class FaultLab:
+    """The mesh, and the processes of both its ztunnels."""
+
+    def __init__(self, mesh: MeshLab) -> None:
+        self.mesh = mesh
+        self.near = ZtunnelProcesses(mesh, "node-1")
+        """The client's."""
+        self.far = ZtunnelProcesses(mesh, "node-2")
+        """The server's."""
+
+    @property
+    def server(self) -> tuple[str, int]:
+        """Where tests have their echo."""
+        return (self.mesh.ip("server"), 7000)
+
+
+@contextmanager
+def fault_lab(
+    folder: Path, *, enrol: bool = True, pods: dict[str, int] | None = None, **ztunnel: str
+) -> Iterator[FaultLab]:
+    """Keyword arguments in capitals are more of the environment of both ztunnels."""
+    everybody = {"client": 1, "server": 2, **(pods or {})}
+    with mesh_lab(folder, pods=everybody, ztunnel=ztunnel) as mesh:
+        if enrol:
+            mesh.enrol()
+        yield FaultLab(mesh)
