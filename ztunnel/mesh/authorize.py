@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import NamedTuple
 
 from ztunnel.mesh.connection import ConnectionAttributes
 from ztunnel.mesh.policy import PolicyAction
 from ztunnel.mesh.policy_explain import nearest_cause
+from ztunnel.mesh.policy_index import PolicyGroup
 from ztunnel.mesh.policy_match import CompiledPolicy
+from ztunnel.mesh.policy_table import EffectivePolicies
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
 
@@ -54,47 +57,42 @@ def authorize(state: MeshState, destination: Workload, connection: ConnectionAtt
     policies = state.effective_policies(destination)
     if policies.none:
         return _NO_POLICY
-    findings = _try_out(policies.dry_run, connection) if policies.dry_run else ()
-    for policy in policies.deny:
-        rule = policy.first_rule(connection)
-        if rule:
-            reason = f"denied by policy {policy.key} (rule {rule}): it applies to {connection}"
-            return Verdict(False, policy.key, rule, reason, findings)
+    findings = _try_out(policies, connection)
+    denied = policies.deny.first(connection)
+    if denied is not None:
+        policy, rule = denied
+        reason = f"denied by policy {policy.key} (rule {rule}): it applies to {connection}"
+        return Verdict(False, policy.key, rule, reason, findings)
     if not state.ignore_unknown_policies:
-        if policies.unreadable:
-            return _deny_unreadable(policies.unreadable[0], findings)
+        for policy in policies.unreadable:
+            return _deny_unreadable(policy, findings)
         if policies.unknown:
             return _deny_unknown(destination, policies.unknown[0], findings)
-    if not policies.allow:
+    if not len(policies.allow):
         return Verdict(True, "", 0, "allowed: no policy denies it", findings)
-    for policy in policies.allow:
-        rule = policy.first_rule(connection)
-        if rule:
-            reason = f"allowed by policy {policy.key} (rule {rule})"
-            return Verdict(True, policy.key, rule, reason, findings)
+    allowed = policies.allow.first(connection)
+    if allowed is not None:
+        policy, rule = allowed
+        reason = f"allowed by policy {policy.key} (rule {rule})"
+        return Verdict(True, policy.key, rule, reason, findings)
     return _deny_not_allowed(destination, policies.allow, connection, findings)
 
 
 def _try_out(
-    policies: tuple[CompiledPolicy, ...], connection: ConnectionAttributes
+    policies: EffectivePolicies, connection: ConnectionAttributes
 ) -> tuple[DryRunFinding, ...]:
+    deny, allow = policies.dry_run_deny, policies.dry_run_allow
+    if not len(deny) and not len(allow):
+        return ()
     findings = []
-    allow_exists = allow_matched = False
-    for policy in policies:
-        rule = policy.first_rule(connection)
-        if policy.policy.action is PolicyAction.DENY:
-            if rule:
-                words = f"dry run: policy {policy.key} (rule {rule}) would deny {connection}"
-                findings.append(DryRunFinding(policy.key, False, words))
-            continue
-        allow_exists = True
-        if rule:
-            allow_matched = True
-            words = f"dry run: policy {policy.key} (rule {rule}) would allow {connection}"
-            findings.append(DryRunFinding(policy.key, True, words))
-    if allow_exists and not allow_matched:
-        names = _names([p for p in policies if p.policy.action is PolicyAction.ALLOW])
-        words = f"dry run: none of the ALLOW policies {names} would allow {connection}"
+    applying = [*deny.all(connection), *allow.all(connection)]
+    for policy, rule in sorted(applying, key=lambda found: found[0].key):
+        allows = policy.policy.action is PolicyAction.ALLOW
+        would = "allow" if allows else "deny"
+        words = f"dry run: policy {policy.key} (rule {rule}) would {would} {connection}"
+        findings.append(DryRunFinding(policy.key, allows, words))
+    if len(allow) and not any(finding.allowed for finding in findings):
+        words = f"dry run: none of the ALLOW policies {_names(allow)} would allow {connection}"
         findings.append(DryRunFinding("", False, words))
     return tuple(findings)
 
@@ -117,18 +115,18 @@ def _deny_unknown(destination: Workload, name: str, findings: tuple[DryRunFindin
 
 def _deny_not_allowed(
     destination: Workload,
-    policies: tuple[CompiledPolicy, ...],
+    policies: PolicyGroup,
     connection: ConnectionAttributes,
     findings: tuple[DryRunFinding, ...],
 ) -> Verdict:
     reason = (
-        f"denied: none of the ALLOW policies of {destination} ({_names(list(policies))}) applies"
+        f"denied: none of the ALLOW policies of {destination} ({_names(policies)}) applies"
         f" to {connection}; nearest: {nearest_cause(policies, connection)}"
     )
     return Verdict(False, "", 0, reason, findings)
 
 
-def _names(policies: list[CompiledPolicy]) -> str:
-    shown = ", ".join(policy.key for policy in policies[:_NAMES_SHOWN])
+def _names(policies: PolicyGroup) -> str:
+    shown = ", ".join(policy.key for policy in islice(policies, _NAMES_SHOWN))
     rest = len(policies) - _NAMES_SHOWN
     return f"{shown} and {rest} more" if rest > 0 else shown

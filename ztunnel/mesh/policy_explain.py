@@ -5,21 +5,27 @@ Only computed for a connection that is already denied, and bounded, because deni
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from ztunnel.mesh.connection import ConnectionAttributes
 from ztunnel.mesh.policy_match import CompiledMatch, CompiledPolicy
 
-_MATCHES_EXAMINED = 200
+_MATCHES_EXAMINED = 40
 _VALUES_SHOWN = 3
 
 
-def nearest_cause(policies: Sequence[CompiledPolicy], connection: ConnectionAttributes) -> str:
+def nearest_cause(policies: Iterable[CompiledPolicy], connection: ConnectionAttributes) -> str:
     """The cause in words, from policies of which none applies to the connection."""
     best: list[str] | None = None
     best_where = ""
     examined = 0
+    without_rules = ""
     for policy in policies:
+        if not policy.rules:
+            examined += 1
+            without_rules = without_rules or policy.key
+        if examined >= _MATCHES_EXAMINED:
+            break
         for number, rule in enumerate(policy.rules, start=1):
             failures: list[str] = []
             for clause in rule:
@@ -32,7 +38,7 @@ def nearest_cause(policies: Sequence[CompiledPolicy], connection: ConnectionAttr
             if examined >= _MATCHES_EXAMINED:
                 return f"{best_where}: {' and '.join(best)}"
     if best is None:
-        return f"{policies[0].key} has no rules and therefore allows nothing"
+        return f"{without_rules} has no rules and therefore allows nothing"
     return f"{best_where}: {' and '.join(best)}"
 
 

@@ -5,7 +5,7 @@ Made once when a policy arrives, so that a connection costs a few set look-ups.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ztunnel.mesh.address import IPNetwork
 from ztunnel.mesh.connection import ConnectionAttributes
@@ -32,6 +32,11 @@ class TextMatcher:
         self.suffixes = tuple(by_kind[StringMatchKind.SUFFIX])
         self.presence = bool(by_kind[StringMatchKind.PRESENCE])
 
+    @property
+    def exact_only(self) -> bool:
+        """Whether nothing but the values in `exact` matches."""
+        return not (self.presence or self.prefixes or self.suffixes)
+
     def matches(self, text: str) -> bool:
         """Whether one of the conditions holds for `text`."""
         if not text:
@@ -56,6 +61,13 @@ class NetworkMatcher:
             by_mask = self._v4 if network.version == 4 else self._v6
             by_mask.setdefault(int(network.netmask), set()).add(int(network.network_address))
 
+    def networks(self) -> Iterator[tuple[bool, int, int]]:
+        """Each network: is IPv6, mask, first address."""
+        for ipv6, by_mask in ((False, self._v4), (True, self._v6)):
+            for mask, networks in by_mask.items():
+                for network in networks:
+                    yield ipv6, mask, network
+
     def matches(self, address: tuple[bool, int]) -> bool:
         """Whether an address (is IPv6, number) is in one of the networks."""
         ipv6, bits = address
@@ -66,17 +78,17 @@ class NetworkMatcher:
 class AccountMatcher:
     """Several service accounts at once."""
 
-    __slots__ = ("_accounts",)
+    __slots__ = ("accounts",)
 
     def __init__(self, matches: Iterable[ServiceAccountMatch]) -> None:
-        self._accounts = frozenset((match.namespace, match.service_account) for match in matches)
+        self.accounts = frozenset((match.namespace, match.service_account) for match in matches)
 
     def matches(self, connection: ConnectionAttributes) -> bool:
         """Whether the peer runs as one of them."""
         identity = connection.identity
         if identity is None:
             return False
-        return (identity.namespace, identity.service_account) in self._accounts
+        return (identity.namespace, identity.service_account) in self.accounts
 
 
 def _text(matches: tuple[StringMatch, ...]) -> TextMatcher | None:

@@ -297,8 +297,8 @@ def test_an_explanation_looks_at_a_bounded_number_of_rules() -> None:
     assert len(verdict(allow("many", *rules), wide).reason) < 1000
     deep = allow("deep", tuple((match(principals=(f"z{n}",)),) for n in range(5000)))
     reason = verdict(deep).reason
-    assert "not z199" in reason
-    assert "not z200" not in reason
+    assert "not z39" in reason
+    assert "not z40" not in reason
 
 
 def test_many_policies_are_named_in_part() -> None:

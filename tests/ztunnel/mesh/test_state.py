@@ -225,7 +225,13 @@ def answers(state: MeshState) -> list[object]:
             found.append(sorted(w.uid for w in by_identity))
     for workload in sorted(state.workloads, key=lambda one: one.uid):
         policies = state.effective_policies(workload)
-        groups = (policies.deny, policies.allow, policies.dry_run, policies.unreadable)
+        groups = (
+            policies.deny,
+            policies.allow,
+            policies.dry_run_deny,
+            policies.dry_run_allow,
+            policies.unreadable,
+        )
         found.append([[policy.key for policy in group] for group in groups])
         found.append(policies.unknown)
     return found
@@ -289,7 +295,7 @@ def test_policies_that_cannot_apply_cost_nothing() -> None:
     state.apply(Batch(others))
     assert cost() < 5 * before  # ten thousand evaluations would be a thousand times as much
     assert len(state.effective_policies(WEB_1).allow) == 1
-    assert state.effective_policies(WEB_1).deny == ()
+    assert len(state.effective_policies(WEB_1).deny) == 0
 
 
 def test_what_is_remembered_of_policies_stays_bounded() -> None:
