@@ -6,14 +6,13 @@ deletions go to all of them, since the old one must let go as well.
 
 import errno
 import logging
-import os
 import socket
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 import trio
 
+from daemonset.agent.private_socket import listening
 from daemonset.agent.zds_connection import NoZtunnel, Served, ZdsConnection, ZtunnelError
 from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.zds.messages import WorkloadInfo
@@ -55,27 +54,23 @@ class ZdsServer:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen and serve, until cancelled. Raises OSError when it cannot listen."""
-        with _listen(self.path) as listener:
-            identity = os.stat(self.path)
-            try:
-                async with trio.open_nursery() as nursery:
-                    task_status.started()
-                    while True:
-                        await trio.lowlevel.wait_readable(listener)
-                        try:
-                            sock = listener.accept()[0]
-                        except BlockingIOError:
-                            continue
-                        except OSError as error:
-                            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED):
-                                raise
-                            logger.error("cannot accept a ztunnel: %s", error)
-                        else:
-                            sock.setblocking(False)
-                            nursery.start_soon(self._serve, sock)
-                        await trio.sleep(ACCEPT_PAUSE)
-            finally:
-                _unlink_own(self.path, identity)
+        with listening(self.path, socket.SOCK_SEQPACKET) as listener:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                while True:
+                    await trio.lowlevel.wait_readable(listener)
+                    try:
+                        sock = listener.accept()[0]
+                    except BlockingIOError:
+                        continue
+                    except OSError as error:
+                        if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED):
+                            raise
+                        logger.error("cannot accept a ztunnel: %s", error)
+                    else:
+                        sock.setblocking(False)
+                        nursery.start_soon(self._serve, sock)
+                    await trio.sleep(ACCEPT_PAUSE)
 
     def put(self, uid: str, info: WorkloadInfo, namespace: NetworkNamespace | None) -> None:
         """From now on every snapshot names this pod. Takes a copy of `namespace`.
@@ -148,34 +143,3 @@ class ZdsServer:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
-
-
-def _listen(path: Path) -> socket.socket:
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise FileExistsError(errno.EEXIST, "is in the way and is no socket", str(path))
-        path.unlink()  # left behind, or of an agent that this one replaces
-    except FileNotFoundError:
-        pass
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        listener.setblocking(False)
-        # Private from the start (bind takes the mode over): whoever connects gets the namespaces.
-        os.fchmod(listener.fileno(), 0o600)
-        listener.bind(str(path))
-        listener.listen(16)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _unlink_own(path: Path, identity: os.stat_result) -> None:
-    """Remove the socket's file, unless another agent has put its own there by now."""
-    try:
-        now = os.stat(path)
-        if (now.st_dev, now.st_ino) == (identity.st_dev, identity.st_ino):
-            path.unlink()
-    except FileNotFoundError:
-        pass
