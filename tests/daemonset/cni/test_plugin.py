@@ -163,7 +163,11 @@ def test_only_a_whole_yes_is_a_yes(tmp_path: Path, said: bytes, words: str) -> N
 def test_an_agent_that_hangs_is_given_up(tmp_path: Path) -> None:
     over = threading.Event()
     path = tmp_path / "cni.sock"
-    with listener(path, lambda connection: None if over.wait(30) else None):
+
+    def serve(connection: socket.socket) -> None:
+        over.wait(30)
+
+    with listener(path, serve):
         outcome = call("ADD", configuration(path, patienceSeconds=1))
         over.set()
     assert (outcome.status, outcome.json["code"]) == (1, 11)
