@@ -15,7 +15,7 @@ from daemonset.agent.mark import packet_mark
 from daemonset.agent.pod_worker import Services
 from daemonset.agent.pods import NetnsResolver, PathResolver, PodSource
 from daemonset.agent.reconciler import Reconciler
-from daemonset.agent.status import AgentStatus, write_status
+from daemonset.agent.status import AgentStatus, PodStatus, write_status
 from daemonset.agent.zds_server import ZdsServer
 from ztunnel.linux.netns import NetworkNamespace
 
@@ -85,6 +85,23 @@ class Agent:
     async def wait_status_changed(self) -> None:
         """Return when something in `status` may have changed."""
         await self._status_changed.wait()
+
+    def pod_status(self, uid: str) -> PodStatus | None:
+        """One pod of `status`."""
+        worker = self._reconciler.worker(uid)
+        return worker.status if worker is not None else None
+
+    async def wait_settled(self, uid: str, netns: str) -> None:
+        """Return when a pod whose source names this path is as it is wanted: in the mesh, or not.
+
+        For ever where that never comes to be.
+        """
+        while True:
+            changed = self._status_changed
+            worker = self._reconciler.worker(uid)
+            if worker is not None and worker.settled_in == netns:
+                return
+            await changed.wait()
 
     async def run(
         self,

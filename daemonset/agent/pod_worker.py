@@ -66,6 +66,9 @@ class PodWorker:
     def __init__(self, pod: Pod, enrolment: Enrolment, services: Services) -> None:
         self.tried = trio.Event()
         """The first attempt is over: a snapshot for ztunnel can be made without forgetting it."""
+        self.settled_in: str | None = None
+        """What the source called the pod's namespace when all was last as it is wanted; None before
+        that. The state alone does not tell of which sandbox it speaks."""
         self._pod = pod
         self._enrolment = enrolment
         self._gone = False
@@ -99,10 +102,14 @@ class PodWorker:
         try:
             while True:
                 self._changed = trio.Event()
+                netns = self._pod.netns
                 settled = await self._attempt()
                 self.tried.set()
                 if self._changed.is_set():
                     continue
+                if settled and self.settled_in != netns:
+                    self.settled_in = netns
+                    self._services.on_status()
                 if settled and self._gone:
                     return
                 if settled:

@@ -29,6 +29,10 @@ class Reconciler:
         found = [worker.status for worker in self._workers.values()]
         return tuple(sorted(found, key=lambda status: (status.namespace, status.name, status.uid)))
 
+    def worker(self, uid: str) -> PodWorker | None:
+        """The one that looks after a pod, as long as there is one."""
+        return self._workers.get(uid)
+
     async def run(self, source: PodSource) -> None:
         """Follow the source until it ends or this is cancelled. Raises what the source raises."""
         async with trio.open_nursery() as nursery:
