@@ -12,10 +12,10 @@ import trio
 
 from tests.interop.apps import closed_port, ending, make_it_reset, pattern
 from tests.interop.conftest import ENVOYS
-from tests.interop.tunnel import Flow, ServerTunnel, TunnelListener, listener
 from tests.support.envoy import Envoy
 from tests.support.envoy_config import ClientOptions, Http2Options, client
 from tests.support.pki import make_root
+from tests.support.tunnel import Flow, ServerTunnel, TunnelListener, listener
 from ztunnel.http2.errors import ErrorCode
 from ztunnel.http2.settings import LocalSettings
 from ztunnel.mesh.identity import Identity

@@ -11,10 +11,10 @@ import trio
 
 from tests.interop.apps import app, closed_port, echo, ending, make_it_reset, pattern
 from tests.interop.conftest import ENVOYS
-from tests.interop.tunnel import ClientTunnel, Flow, Refused, TunnelLost, client, until_settings
 from tests.support.envoy import Envoy
 from tests.support.envoy_config import Http2Options, ServerOptions, server
 from tests.support.pki import Authority, make_root
+from tests.support.tunnel import ClientTunnel, Flow, Refused, TunnelLost, client, until_settings
 from ztunnel.http2.errors import ErrorCode
 from ztunnel.http2.settings import LocalSettings
 from ztunnel.mesh.identity import Identity

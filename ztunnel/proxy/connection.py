@@ -57,6 +57,7 @@ class Connection(StreamOwner):
         record.up = outcome.from_client
         record.down = outcome.from_server
         record.closed_by = outcome.closed_by.value
+        record.discarded = outcome.discarded
         if outcome.error is not None and not record.error:
             # The stream broke while it ran: told in words, but not counted as a failure to connect.
             record.fail(record.flags, outcome.error)

@@ -44,7 +44,7 @@ POLICY_CHANGED: Final = "connection closed due to policy change"
 class InboundTunnel:
     """A tunnel that a peer opened to one of our pods. Owns its `Tunnel`."""
 
-    __slots__ = ("client", "identity", "local_ip", "peer", "pod", "tunnel")
+    __slots__ = ("client", "identity", "leaving", "local_ip", "peer", "pod", "tunnel")
 
     def __init__(
         self, pod: "PodProxy", client: SocketAddress, local_ip: str, peer: PeerCertificate
@@ -54,7 +54,14 @@ class InboundTunnel:
         self.local_ip = local_ip
         self.peer = peer
         self.identity: Identity | None = peer.identity
+        self.leaving = False
         self.tunnel: Tunnel | None = None
+
+    def worn_out(self, now: float) -> bool:
+        """Whether new connections need a new handshake: the peer's certificate has expired, or
+        the key has had its time."""
+        exhausted = self.tunnel is not None and self.tunnel.session.exhausted
+        return now >= self.peer.not_after or exhausted
 
     def event(self, tunnel: Tunnel, event: Any) -> None:
         """A new connection inside the tunnel, mostly."""
@@ -70,6 +77,10 @@ class InboundTunnel:
 
     def tunnel_lost(self, tunnel: Tunnel, reason: str) -> None:
         """The pod forgets it."""
+        if tunnel.http.terminated is not None:
+            # There may be no connection in it whose log line could tell.
+            words = f"tunnel of {self.peer.presented}: {reason}"
+            self.pod.context.refused(self.client, (self.local_ip, 15008), True, "http2", words)
         self.pod.inbound_tunnel_ended(self)
 
 
@@ -105,7 +116,7 @@ class Inbound(Connection):
         self._connecting: Connecting | None = None
         self._looked_up = False
         self._early = bytearray()
-        self._early_ended = request.stream.remote_closed
+        self._early_ended = request.end_stream
 
     # ---- decide
 
@@ -298,9 +309,11 @@ class Inbound(Connection):
         stream, tunnel = self._stream, self._tunnel
         if tunnel.closed or stream.local_closed:
             return
-        # A refused peer learns that it was refused; which policy says so is for our own log.
-        words = "" if status == UNAUTHORIZED else reason
-        tunnel.server.refuse(stream, status, words)
+        if stream.responded:
+            tunnel.http.reset(stream, ErrorCode.INTERNAL_ERROR, self.context.engine.now)
+        else:
+            # A refused peer learns that it was refused; which policy says so is for our own log.
+            tunnel.server.refuse(stream, status, "" if status == UNAUTHORIZED else reason)
         stream.owner = _Rejected()
         tunnel.mark_dirty()
 

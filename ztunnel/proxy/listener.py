@@ -15,6 +15,15 @@ log = logging.getLogger("ztunnel.proxy")
 _AT_ONCE: Final = 64  # connections accepted in one round, so that running flows get their turn
 _PAUSE: Final = 0.1  # seconds to wait when there are no descriptors left
 
+# What Linux's accept tells of the connection that it took from the queue (accept(2)).
+_OF_THAT_CLIENT: Final = frozenset(
+    (
+        errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT,
+        errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH,
+        errno.EINTR, errno.ETIMEDOUT,
+    )
+)  # fmt: skip
+
 Accepted = Callable[[socket.socket, SocketAddress], None]
 
 
@@ -45,7 +54,7 @@ class Listener:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
                     self._wait_for_descriptors(error)
                     return
-                if error.errno in (errno.ECONNABORTED, errno.EPERM, errno.EPROTO):
+                if error.errno in _OF_THAT_CLIENT:
                     continue  # that client is gone; the next one may not be
                 raise
             self._exhausted = False

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 from ztunnel.hbone.events import TunnelAccepted, TunnelRefused
 from ztunnel.hbone.forwarded import format_forwarded
-from ztunnel.hbone.traceparent import new_traceparent
+from ztunnel.hbone.traceparent import RANDOM_BYTES, new_traceparent
+from ztunnel.http2.errors import UsageError
 from ztunnel.http2.stream import Stream
 from ztunnel.linux.sockets import SocketAddress, original_destination, start_connect
+from ztunnel.mesh.changes import Changes
 from ztunnel.mesh.decision import (
     Decision,
     Direct,
@@ -23,6 +25,7 @@ from ztunnel.mesh.decision import (
 )
 from ztunnel.mesh.outbound import decide
 from ztunnel.mesh.service import Service
+from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
 from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
 from ztunnel.proxy.failure import ConnectFailure
@@ -31,7 +34,7 @@ from ztunnel.relay.connect import Connecting
 from ztunnel.relay.pair import PairFlow
 from ztunnel.relay.stream import StreamFlow
 from ztunnel.relay.tunnel import Tunnel
-from ztunnel.telemetry.labels import CONNECT, DENY, UNKNOWN
+from ztunnel.telemetry.labels import CONNECT, DENY, IDENTITY_ERROR, TLS_FAILURE, UNKNOWN
 
 if TYPE_CHECKING:
     from ztunnel.proxy.pod import PodProxy
@@ -225,15 +228,20 @@ class Outbound(Connection):
         assert workload is not None
         self._tunnel = tunnel
         service = decision.service
-        stream = tunnel.client.connect(
-            decision.authority,
-            baggage=pod.baggage(workload),
-            forwarded=format_forwarded(
-                self.client[0], self.client[1], service.hostname if service is not None else ""
-            ),
-            traceparent=str(new_traceparent(self.context.rng.randbytes(24))),
-            extra=self._pod.network_header if decision.via is Via.GATEWAY else (),
-        )
+        try:
+            stream = tunnel.client.connect(
+                decision.authority,
+                baggage=pod.baggage(workload),
+                forwarded=format_forwarded(
+                    self.client[0], self.client[1], service.hostname if service is not None else ""
+                ),
+                traceparent=str(new_traceparent(self.context.rng.randbytes(RANDOM_BYTES))),
+                extra=self._pod.network_header if decision.via is Via.GATEWAY else (),
+            )
+        except UsageError as error:
+            # The peer takes no header list as long as ours.
+            self._fail_tunnelled(CONNECT, f"the peer cannot be asked: {error}")
+            return
         stream.owner = self
         self._stream = stream
         self._asked_at = time.monotonic()
@@ -259,7 +267,7 @@ class Outbound(Connection):
         self.context.took(False, "answer", False, self._asked_at)
         # 503 says that the application there could not be reached: another one may do.
         if event.status == 503 or event.retryable:
-            self._again(CONNECT, event.reason)
+            self._again(CONNECT, event.reason, same_endpoint=event.retryable)
         else:
             self._fail_tunnelled(CONNECT, event.reason)
 
@@ -269,8 +277,12 @@ class Outbound(Connection):
 
     def lost(self, reason: str) -> None:
         """The tunnel broke while the CONNECT was under way."""
-        flags = "TLS_FAILURE" if reason.startswith("TLS:") else CONNECT
-        self._again(flags, reason)
+        if reason.startswith("TLS:"):
+            self._again(TLS_FAILURE, reason)
+        else:
+            # A tunnel that stood for long may turn out to be dead, and nothing of the
+            # application was sent yet.
+            self._again(CONNECT, reason, same_endpoint=True)
 
     def expired(self) -> None:
         """No answer to the CONNECT in time."""
@@ -285,12 +297,14 @@ class Outbound(Connection):
         """Tries another endpoint of the service, if there is one and it was not tried yet."""
         decision = self._decision
         assert decision is not None
-        if len(self._tried) + 1 < _TRIES and decision.service is not None:
-            self._stream = self._tunnel = None
-            tried = self._tried
+        self.context.engine.in_time(self)  # what is tried next has a time limit of its own
+        if len(self._tried) + 1 < _TRIES:
             # An empty entry counts the attempt without ruling the endpoint out.
-            self._tried = (*tried, "" if same_endpoint else decision.workload.uid)
-            if same_endpoint or self._has_another(decision.service):
+            self._tried = (*self._tried, "" if same_endpoint else decision.workload.uid)
+            if same_endpoint or (
+                decision.service is not None and self._has_another(decision.service)
+            ):
+                self._stream = self._tunnel = None
                 self._route()
                 return
         self._fail_tunnelled(flags, reason)
@@ -325,6 +339,36 @@ class Outbound(Connection):
         if not self.ended:
             self._open_tunnelled(self._tunnel)
             self._give_up(flags, reason)
+
+    # ---- later
+
+    def rejudge(self, state: MeshState, changes: Changes) -> None:
+        """Ends the connection if its far end is no longer whom the mesh says it is.
+
+        A workload that is gone is not cut here: its own proxy ends its tunnels, after what its
+        termination period lets it finish, and a dead one does not answer the next PING.
+        """
+        decision = self._decision
+        if (
+            decision is None
+            or decision.via is Via.GATEWAY
+            or self.flow is None
+            or self._tunnel is None
+            or self._workload is None
+            or decision.workload.uid not in changes.workloads
+        ):
+            return
+        current = state.workload(decision.workload.uid)
+        peer = self._pod.pool(self._workload.identity).peer_of(self._tunnel)
+        if current is None or peer is None or current.identity.uri in peer.uris:
+            return
+        if current.identity != decision.workload.identity:
+            self.context.revoked("identity")
+            self.end(
+                IDENTITY_ERROR,
+                f"connection closed: workload {current} is {current.identity.uri} now, and the"
+                f" tunnel leads to {peer.presented}",
+            )
 
     # ---- records
 

@@ -1,11 +1,13 @@
 """A stream of a tunnel to another network's gateway, for a second tunnel to run inside."""
 
+import os
 import socket
 
 import trio
 
 from ztunnel.hbone.events import TunnelAccepted, TunnelRefused
-from ztunnel.http2.errors import ErrorCode
+from ztunnel.hbone.traceparent import RANDOM_BYTES, new_traceparent
+from ztunnel.http2.errors import UsageError
 from ztunnel.http2.stream import Stream
 from ztunnel.proxy.failure import ConnectFailure
 from ztunnel.relay.engine import Engine
@@ -18,18 +20,19 @@ from ztunnel.telemetry.labels import CONNECT
 class OuterStream(StreamOwner):
     """Asks the gateway for `authority` once a tunnel to it has room."""
 
-    __slots__ = ("_authority", "_done", "_engine", "_failure", "_ours", "_stream", "_tunnel",
-                 "given_up")  # fmt: skip
+    __slots__ = ("_authority", "_baggage", "_done", "_engine", "_failure", "_given_up", "_ours",
+                 "_stream", "_tunnel")  # fmt: skip
 
-    def __init__(self, engine: Engine, authority: str) -> None:
+    def __init__(self, engine: Engine, authority: str, baggage: str) -> None:
         self._engine = engine
         self._authority = authority
+        self._baggage = baggage
         self._done = trio.Event()
         self._failure: ConnectFailure | None = None
         self._ours: socket.socket | None = None
         self._tunnel: Tunnel | None = None
         self._stream: Stream | None = None
-        self.given_up = False
+        self._given_up = False
 
     async def socket(self) -> socket.socket:
         """The near end, once the gateway has accepted. Raises ConnectFailure."""
@@ -37,14 +40,34 @@ class OuterStream(StreamOwner):
         if self._failure is not None:
             raise self._failure
         assert self._ours is not None
-        return self._ours
+        ours, self._ours = self._ours, None
+        return ours
+
+    def release(self) -> None:
+        """Nobody waits any more: lets go of what `socket` has not handed out."""
+        self._given_up = True
+        if self._ours is not None:
+            self._engine.close_later(self._ours)
+            self._ours = None
+        stream, tunnel = self._stream, self._tunnel
+        if stream is not None and tunnel is not None and not self._done.is_set():
+            tunnel.client.abandon(stream, self._engine.now)
+            tunnel.mark_dirty()
 
     def tunnel_ready(self, tunnel: Tunnel) -> None:
         """Ask the gateway."""
-        if self.given_up:
+        if self._given_up:
+            return
+        try:
+            self._stream = tunnel.client.connect(
+                self._authority,
+                baggage=self._baggage,
+                traceparent=str(new_traceparent(os.urandom(RANDOM_BYTES))),
+            )
+        except UsageError as error:
+            self._fail(ConnectFailure(f"the gateway cannot be asked: {error}", CONNECT))
             return
         self._tunnel = tunnel
-        self._stream = tunnel.client.connect(self._authority)
         self._stream.owner = self
         tunnel.mark_dirty()
 
@@ -56,11 +79,6 @@ class OuterStream(StreamOwner):
         """The way is open."""
         tunnel = self._tunnel
         assert tunnel is not None
-        if self.given_up:
-            tunnel.http.reset(event.stream, ErrorCode.CANCEL, self._engine.now)
-            event.stream.owner = None
-            tunnel.mark_dirty()
-            return
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)

@@ -23,6 +23,7 @@ from ztunnel.linux.sockets import (
 from ztunnel.mesh.identity import Identity
 from ztunnel.mesh.workload import Workload
 from ztunnel.proxy.certificates import CertificateUnavailable
+from ztunnel.proxy.connection import Connection
 from ztunnel.proxy.context import SOCKS_PORT, Context
 from ztunnel.proxy.dns import PodDns, make_resolver, search_domains
 from ztunnel.proxy.handshake import shake_hands
@@ -32,12 +33,14 @@ from ztunnel.proxy.outbound import accept_outbound
 from ztunnel.proxy.plaintext import accept_plaintext
 from ztunnel.proxy.pool import Pool
 from ztunnel.proxy.socks import accept_socks
+from ztunnel.relay.stream import StreamFlow
 from ztunnel.relay.tunnel import Tunnel
+from ztunnel.telemetry.labels import CERT_REVOKED
 from ztunnel.telemetry.record import ConnectionRecord
 from ztunnel.tls.crl import RevocationList
-from ztunnel.tls.errors import Alert, TlsError
+from ztunnel.tls.errors import Alert, PeerRefused, TlsError
 from ztunnel.tls.handshake import Handshake
-from ztunnel.tls.spiffe import ClientMustBe
+from ztunnel.tls.spiffe import ClientMustBe, refuse_revoked
 
 log = logging.getLogger("ztunnel.proxy")
 
@@ -239,6 +242,10 @@ class PodProxy:
             self._baggage = (workload, text)
         return self._baggage[1]
 
+    def _own_baggage(self) -> str:
+        workload = self.workload()
+        return self.baggage(workload) if workload is not None else ""
+
     def describe_far_end(
         self, record: ConnectionRecord, baggage: str, identity: Identity | None
     ) -> None:
@@ -275,7 +282,10 @@ class PodProxy:
         pool = self._pools.get(identity)
         if pool is None:
             context = self.context
-            pool = Pool(context.pools, context.nursery, self.sockets_ahead, identity)
+            pool = Pool(
+                context.pools, context.nursery, self.sockets_ahead, identity, self._own_baggage
+            )
+            pool.closed = self._scope.cancel_called
             self._pools[identity] = pool
         return pool
 
@@ -303,6 +313,8 @@ class PodProxy:
                     ClientMustBe([workload.identity.trust_domain], context.pools.revocations),
                 )
                 result = await shake_hands(context.engine, sock, handshake)
+                # The lists may have changed while the handshake went on.
+                refuse_revoked(result.peer, context.pools.revocations)
         except trio.TooSlowError:
             reason = (
                 "the peer stayed silent in the TLS handshake for"
@@ -314,7 +326,7 @@ class PodProxy:
             self._refuse(sock, client, local, started, "no certificate", f"tunnel: {error}")
             return
         except (TlsError, OSError) as error:
-            if isinstance(error, TlsError) and error.alert is Alert.CERTIFICATE_REVOKED:
+            if isinstance(error, PeerRefused) and error.alert is Alert.CERTIFICATE_REVOKED:
                 context.counters.counter("istio_crl_policy_rejections", "destination").add()
             self._refuse(sock, client, local, started, "tls", f"tunnel: {error}")
             return
@@ -360,17 +372,34 @@ class PodProxy:
         for pool in self._pools.values():
             pool.tick(now)
         for owner in list(self._tunnels):
-            if owner.tunnel is not None:
-                owner.tunnel.tick(now)
+            tunnel = owner.tunnel
+            if tunnel is None:
+                continue
+            tunnel.tick(now)
+            if not owner.leaving and owner.worn_out(time.time()):
+                owner.leaving = True
+                self._leave(tunnel)
 
     def refuse_revoked(self, revocations: RevocationList) -> None:
         """Ends tunnels whose peers' certificates have been revoked."""
         for pool in self._pools.values():
-            pool.refuse_revoked(revocations)
+            for tunnel, why in pool.revoked(revocations):
+                self._end_revoked(tunnel, why, False)
         for owner in list(self._tunnels):
             reason = revocations.revoked(owner.peer.chain)
             if reason is not None and owner.tunnel is not None:
-                owner.tunnel.close(f"connection closed: peer certificate revoked by CRL ({reason})")
+                self._end_revoked(owner.tunnel, reason, True)
+
+    def _end_revoked(self, tunnel: Tunnel, reason: str, inbound: bool) -> None:
+        words = f"connection closed: peer certificate revoked by CRL ({reason})"
+        for stream in list(tunnel.http.streams.values()):
+            connection = stream.owner.owner if isinstance(stream.owner, StreamFlow) else None
+            if isinstance(connection, Connection):
+                connection.end(CERT_REVOKED, words)
+                self.context.revoked("certificate")
+        tunnel.close(words)
+        reporter = "destination" if inbound else "source"
+        self.context.counters.counter("istio_crl_policy_rejections", reporter).add()
 
     @property
     def tunnel_counts(self) -> tuple[int, int, int, int]:
@@ -393,9 +422,14 @@ class PodProxy:
         for owner in list(self._tunnels):
             tunnel = owner.tunnel
             if tunnel is not None and not tunnel.closed:
-                tunnel.server.shutdown(final=False)
-                tunnel.mark_dirty()
-                self.context.spawn(self._end_tunnel, tunnel)
+                owner.leaving = True
+                self._leave(tunnel)
+
+    def _leave(self, tunnel: Tunnel) -> None:
+        """Takes no new streams in it; it ends with the last that is there."""
+        tunnel.server.shutdown(final=False)
+        tunnel.mark_dirty()
+        self.context.spawn(self._end_tunnel, tunnel)
 
     async def _end_tunnel(self, tunnel: Tunnel) -> None:
         """The second step of an orderly end, once the peer has had time to hear of the first."""

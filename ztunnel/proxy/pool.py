@@ -10,6 +10,7 @@ import logging
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
 import trio
@@ -28,6 +29,7 @@ from ztunnel.relay.engine import Engine
 from ztunnel.relay.tunnel import Tunnel
 from ztunnel.telemetry.counters import Counters
 from ztunnel.telemetry.labels import (
+    CERT_REVOKED,
     CONNECT,
     H2_HANDSHAKE_FAILURE,
     IDENTITY_ERROR,
@@ -36,9 +38,9 @@ from ztunnel.telemetry.labels import (
 )
 from ztunnel.tls.contexts import ContextCache
 from ztunnel.tls.crl import RevocationList
-from ztunnel.tls.errors import Alert, TlsError
+from ztunnel.tls.errors import Alert, PeerRefused, TlsError
 from ztunnel.tls.handshake import Handshake
-from ztunnel.tls.spiffe import PeerCertificate, ServerMustBe
+from ztunnel.tls.spiffe import PeerCertificate, ServerMustBe, refuse_revoked
 
 log = logging.getLogger("ztunnel.proxy")
 
@@ -131,17 +133,27 @@ def observe_stage(counters: Counters, inbound: bool, stage: str, ok: bool, start
     ).observe(time.monotonic() - started)
 
 
+def _by_revocation(error: BaseException) -> bool:
+    """Whether we refused the peer because its certificate is revoked."""
+    return isinstance(error, PeerRefused) and error.alert is Alert.CERTIFICATE_REVOKED
+
+
 class PooledTunnel:
     """A tunnel of the pool, and whom it leads to."""
 
-    __slots__ = ("key", "peer", "pool", "ready", "tunnel")
+    __slots__ = ("expires", "key", "peer", "pool", "ready", "tunnel")
 
-    def __init__(self, pool: "Pool", key: PeerKey, peer: PeerCertificate) -> None:
+    def __init__(self, pool: "Pool", key: PeerKey, peer: PeerCertificate, expires: float) -> None:
+        self.expires = expires  # the first of both ends' certificates, seconds since the epoch
         self.pool = pool
         self.key = key
         self.peer = peer
         self.ready = False
         self.tunnel: Tunnel | None = None
+
+    def worn_out(self, now: float) -> bool:
+        """Whether new streams need a new handshake: a certificate or the key has had its time."""
+        return now >= self.expires or (self.tunnel is not None and self.tunnel.session.exhausted)
 
     def event(self, tunnel: Tunnel, event: Any) -> None:
         if isinstance(event, SettingsReceived):
@@ -152,6 +164,8 @@ class PooledTunnel:
             self.pool.forget(self)
 
     def tunnel_lost(self, tunnel: Tunnel, reason: str) -> None:
+        if tunnel.http.terminated is not None:
+            log.warning("tunnel of %s to %s: %s", self.pool.source, self.key, reason)
         self.pool.tunnel_lost(self, reason)
 
 
@@ -160,6 +174,7 @@ class Pool:
 
     Args:
         source: the local pod's identity; its certificate is shown to peers.
+        baggage: what gateways of other networks are told of the pod.
     """
 
     def __init__(
@@ -168,9 +183,11 @@ class Pool:
         nursery: trio.Nursery,
         sockets: SocketStock,
         source: Identity,
+        baggage: Callable[[], str],
     ) -> None:
         self.settings = settings
         self._sockets = sockets
+        self._baggage = baggage
         self.source = source
         self._nursery = nursery
         self._tunnels: dict[PeerKey, list[PooledTunnel]] = {}
@@ -197,10 +214,13 @@ class Pool:
             if (
                 pooled.ready
                 and tunnel is not None
+                and not tunnel.closed  # its streams hear of it before the pool does
                 and tunnel.client.can_open()
                 and len(tunnel.http.streams) < self._limit(key)
                 and tunnel.http.resets.left(tunnel.engine.now) > _RESETS_LEFT
+                and not pooled.worn_out(time.time())
             ):
+                tunnel.used = tunnel.engine.now
                 return tunnel
         return None
 
@@ -211,13 +231,20 @@ class Pool:
 
     def _open_more(self, key: PeerKey) -> None:
         waiting = len(self._waiting.get(key, ()))
-        opening = self._opening.get(key, 0)
-        # Tunnels whose SETTINGS are still to come will take their share.
-        arriving = sum(not pooled.ready for pooled in self._tunnels.get(key, ()))
-        wanted = min(_AT_ONCE, -(-waiting // self._limit(key)))
-        for _ in range(wanted - opening - arriving):
+        # As many in each as the peer has taken so far.
+        each = self._limit(key)
+        for pooled in self._tunnels.get(key, ()):
+            if pooled.ready and pooled.tunnel is not None:
+                each = min(each, max(1, pooled.tunnel.http.peer.max_concurrent_streams))
+        wanted = min(_AT_ONCE, -(-waiting // each))
+        for _ in range(wanted - self._under_way(key)):
             self._opening[key] = self._opening.get(key, 0) + 1
             self._nursery.start_soon(self._connect, key)
+
+    def _under_way(self, key: PeerKey) -> int:
+        """Tunnels that are being opened, or whose SETTINGS are still to come."""
+        arriving = sum(not pooled.ready for pooled in self._tunnels.get(key, ()))
+        return self._opening.get(key, 0) + arriving
 
     async def _connect(self, key: PeerKey) -> None:
         failure: ConnectFailure | None = None
@@ -226,7 +253,8 @@ class Pool:
         except ConnectFailure as error:
             failure = error
         except TlsError as error:
-            failure = ConnectFailure(f"TLS with {key}: {error}", TLS_FAILURE)
+            flags = CERT_REVOKED if _by_revocation(error) else TLS_FAILURE
+            failure = ConnectFailure(f"TLS with {key}: {error}", flags)
         except OSError as error:
             failure = ConnectFailure(f"connect to {key}: {error.strerror or error}", CONNECT)
         finally:
@@ -237,7 +265,7 @@ class Pool:
                 self._opening.pop(key, None)
             if failure is None and trio.current_effective_deadline() == -float("inf"):
                 failure = ConnectFailure("the pod is leaving the mesh", CONNECT)
-            if failure is not None and not self._opening.get(key):
+            if failure is not None and not self._under_way(key):
                 self._fail(key, failure)
 
     async def _establish(self, key: PeerKey) -> None:
@@ -261,15 +289,18 @@ class Pool:
                     f" {settings.handshake_timeout:g}s",
                     TLS_FAILURE,
                 )
+            # The lists may have changed while the handshake went on.
+            refuse_revoked(result.peer, settings.revocations)
             shaken = True
         except BaseException as error:
             settings.engine.close_later(sock)
-            if isinstance(error, TlsError) and error.alert is Alert.CERTIFICATE_REVOKED:
+            if _by_revocation(error):
                 settings.counters.counter("istio_crl_policy_rejections", "source").add()
             raise
         finally:
             observe_stage(settings.counters, False, "tls", shaken, started)
-        pooled = PooledTunnel(self, key, result.peer)
+        expires = min(certificate.not_after, result.peer.not_after)
+        pooled = PooledTunnel(self, key, result.peer, expires)
         self._tunnels.setdefault(key, []).append(pooled)
         self._all.add(pooled)
         pooled.tunnel = Tunnel(
@@ -315,7 +346,7 @@ class Pool:
         So the inner tunnel is a tunnel like any other: it does not know that its socket is none
         of the network's. The extra copy is paid only between networks. Raises ConnectFailure.
         """
-        outer = OuterStream(self.settings.engine, key.inner_authority)
+        outer = OuterStream(self.settings.engine, key.inner_authority, self._baggage())
         self.request(key.outer, outer)
         try:
             with trio.fail_after(self.settings.handshake_timeout):
@@ -327,7 +358,8 @@ class Pool:
                 CONNECT,
             ) from None
         finally:
-            outer.given_up = True
+            self.give_up(key.outer, outer)
+            outer.release()
 
     async def _settings_due(self, pooled: PooledTunnel) -> None:
         """A peer that shakes hands and then says nothing must not hold connections."""
@@ -339,14 +371,24 @@ class Pool:
 
     def settings_arrived(self, pooled: PooledTunnel) -> None:
         """A new tunnel's limits are known: serve those who wait."""
-        waiting = self._waiting.get(pooled.key)
+        key = pooled.key
+        waiting = self._waiting.get(key)
+        served = False
         while waiting:
-            tunnel = self._room(pooled.key)
+            tunnel = self._room(key)
             if tunnel is None:
-                self._open_more(pooled.key)
-                return
+                break
+            served = True
             waiting.popleft().tunnel_ready(tunnel)
-        self._waiting.pop(pooled.key, None)
+        if not waiting:
+            self._waiting.pop(key, None)
+        elif served or self._under_way(key):
+            self._open_more(key)
+        else:
+            # More of the same would be opened without end.
+            self._fail(
+                key, ConnectFailure(f"tunnel to {key}: the peer takes no streams in it", CONNECT)
+            )
 
     def forget(self, pooled: PooledTunnel) -> None:
         """No new streams on this one."""
@@ -360,7 +402,7 @@ class Pool:
         """A tunnel is gone. Who waited for its SETTINGS must hear of it."""
         self.forget(pooled)
         self._all.discard(pooled)
-        if not pooled.ready and not self._opening.get(pooled.key):
+        if not pooled.ready and not self._under_way(pooled.key):
             # A server refuses our certificate only after our own handshake has ended well.
             flags = TLS_FAILURE if reason.startswith("TLS:") else H2_HANDSHAKE_FAILURE
             self._fail(pooled.key, ConnectFailure(f"tunnel to {pooled.key}: {reason}", flags))
@@ -388,15 +430,19 @@ class Pool:
                 continue
             tunnel.tick(now)
             allowed = _INNER_IDLE if pooled.key.inner_authority else self.settings.idle_timeout
-            if tunnel.idle and now - tunnel.used > allowed:
-                tunnel.close("not used for long")
+            unused = pooled.ready and tunnel.idle and now - tunnel.used > allowed
+            if unused or pooled.worn_out(time.time()):
+                self.forget(pooled)
+                tunnel.finish_streams()
 
-    def refuse_revoked(self, revocations: RevocationList) -> None:
-        """Ends tunnels to peers whose certificates have been revoked."""
-        for pooled in list(self._all):
+    def revoked(self, revocations: RevocationList) -> list[tuple[Tunnel, str]]:
+        """Tunnels to peers whose certificates have been revoked, each with the reason."""
+        found = []
+        for pooled in self._all:
             reason = revocations.revoked(pooled.peer.chain)
             if reason is not None and pooled.tunnel is not None:
-                pooled.tunnel.close(f"the peer's certificate is revoked: {reason}")
+                found.append((pooled.tunnel, reason))
+        return found
 
     @property
     def counts(self) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Waits, in the engine, for a non-blocking connect."""
 
 import errno
+import logging
 import os
 import select
 import socket
@@ -9,6 +10,8 @@ from typing import Final
 
 from ztunnel.relay.engine import Engine
 
+log = logging.getLogger("ztunnel.relay")
+
 CONNECT_TIMEOUT: Final = 10.0  # seconds
 
 
@@ -16,7 +19,8 @@ class Connecting:
     """A TCP connect under way.
 
     Calls `done(sock, None)` once connected, else `done(None, error)`, exactly
-    once; after `cancel` not at all. A failed socket is closed here.
+    once; after `cancel` not at all. A failed socket is closed here, and so is
+    one with which `done` failed: then it is called again, with that error.
     """
 
     __slots__ = ("_done", "_engine", "_sock")
@@ -46,14 +50,21 @@ class Connecting:
         self._engine.in_time(self)
         self._engine.unregister(sock.fileno())
         self._sock = None
-        self._done(sock, None)
+        try:
+            self._done(sock, None)
+        except Exception as error:
+            # Whoever waited must let go of what it holds, and nobody else closes the socket.
+            log.exception("a connection that was made cannot be used")
+            self._engine.errors += 1
+            self._engine.close_later(sock)
+            self._done(None, OSError(errno.EIO, f"internal error: {error!r}"))
 
     def expired(self) -> None:
         """No answer in time."""
         self._end(TimeoutError(errno.ETIMEDOUT, "connection timed out"))
 
     def failed(self, error: BaseException) -> None:
-        """`done` raised, or the socket did."""
+        """The socket cannot be asked."""
         self._end(OSError(errno.EIO, f"internal error: {error!r}"))
 
     def cancel(self) -> None:

@@ -16,18 +16,26 @@ class Outcome:
     """How a flow ended. `error` is None for a clean end.
 
     `from_client` and `from_server` count payload bytes; "client" is the side
-    that opened the connection, at both proxies.
+    that opened the connection, at both proxies. `discarded` are bytes that
+    an application sent after the other end had finished, and that this end
+    did not want (RST_STREAM NO_ERROR after END_STREAM).
     """
 
-    __slots__ = ("closed_by", "error", "from_client", "from_server")
+    __slots__ = ("closed_by", "discarded", "error", "from_client", "from_server")
 
     def __init__(
-        self, closed_by: ClosedBy, error: str | None, from_client: int, from_server: int
+        self,
+        closed_by: ClosedBy,
+        error: str | None,
+        from_client: int,
+        from_server: int,
+        discarded: int = 0,
     ) -> None:
         self.closed_by = closed_by
         self.error = error
         self.from_client = from_client
         self.from_server = from_server
+        self.discarded = discarded
 
 
 class Flow(Protocol):

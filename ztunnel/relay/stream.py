@@ -49,9 +49,9 @@ class StreamFlow(StreamOwner):
 
     __slots__ = (
         "_app", "_app_done", "_big", "_discarding", "_ended", "_fin_sent", "_first", "_granted",
-        "_grow_at", "_mask", "_other", "_ours", "_pending", "app_is_client", "closed", "discarded",
-        "engine", "fd", "from_app", "from_peer", "http", "owner", "recv_into", "recvmsg_into",
-        "send", "sock", "stream", "tunnel",
+        "_grow_at", "_mask", "_other", "_ours", "_pending", "_sent_before_end", "app_is_client",
+        "closed", "discarded", "engine", "fd", "from_app", "from_peer", "http", "owner",
+        "recv_into", "recvmsg_into", "send", "sock", "stream", "tunnel",
     )  # fmt: skip
 
     path: Final = "tls"
@@ -90,6 +90,7 @@ class StreamFlow(StreamOwner):
         self._ours = 0  # bytes at the front of `_pending` that came from no peer
         self._mask = int(_IN)
         self._ended = False  # the peer sent END_STREAM
+        self._sent_before_end = 0  # bytes of the application up to then
         self._fin_sent = False  # … and the application has got it as a FIN
         self._discarding = False  # the peer wants nothing more of what the application sends
         stream.owner = self
@@ -328,6 +329,7 @@ class StreamFlow(StreamOwner):
 
     def _peer_ended(self) -> None:
         self._ended = True
+        self._sent_before_end = self.from_app
         if self._first is None:
             self._first = self._other
 
@@ -351,6 +353,7 @@ class StreamFlow(StreamOwner):
             return
         if tcp_end_for_reset(event.code, self._ended) is TcpEnd.CLOSE:
             self._discarding = True
+            self.discarded = self.from_app - self._sent_before_end
             if not self._app_done:  # also where reading had paused: what is unread would reset it
                 self._arm(self._mask | _IN)
             self._finish_if_done()
@@ -406,7 +409,13 @@ class StreamFlow(StreamOwner):
         self.engine.close_later(self.sock)
         self.tunnel.stream_ended()
         self.owner.flow_ended(
-            Outcome(self._first or ClosedBy.PROXY, error, self.from_client, self.from_server)
+            Outcome(
+                self._first or ClosedBy.PROXY,
+                error,
+                self.from_client,
+                self.from_server,
+                self.discarded,
+            )
         )
 
     def _arm(self, mask: int) -> None:

@@ -6,13 +6,16 @@ dst.identity, dst.cluster, direction, bytes_sent, bytes_recv, duration, error; w
 is left out. Behind them stand ours, explained below. Outbound,
 bytes_sent went from client to server; inbound, from server to client.
 
-==============  ===================================================================================
+=============== ===================================================================================
 decision        why the connection went where it went, in words
 verdict         what the policies said, with policy and rule: "allowed by shop/web rule 1"
 closed_by       who ended it first: client, server, or proxy
 path            how its bytes moved: sockmap, ktls, splice, copy, tls
 response_flags  why it failed, as in the metrics: DENY, CONNECT, TLS_FAILURE …
-==============  ===================================================================================
+bytes_discarded bytes that one application sent after the other had finished, and which the proxy
+                there did not want: it ended the stream whole (as Envoy does) where ours would
+                have gone on with that half. Left out where there are none
+=============== ===================================================================================
 
 The scope of these lines is ``access``, so that a filter ``access=off`` silences them; the scope
 ``access.NAMESPACE`` stands for the connections of one namespace's pods on this node.
@@ -161,6 +164,8 @@ class AccessLog:
             fields += f'{before}path{between}"{record.path}"'
         if record.flags != NO_FLAGS:
             fields += f'{before}response_flags{between}"{record.flags}"'
+        if record.discarded:
+            fields += f"{before}bytes_discarded{between}{record.discarded}"
         return fields
 
 

@@ -37,6 +37,7 @@ class ConnectionRecord:
         path: how its bytes move: sockmap, ktls, splice, copy, tls.
         flags: why it failed, as in the metric label response_flags.
         error: why it failed, in words; "" where it did not.
+        discarded: bytes that one end sent after the other had finished and wanted no more.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class ConnectionRecord:
         "closed_by",
         "decision",
         "destination_address",
+        "discarded",
         "down",
         "ends",
         "error",
@@ -84,6 +86,7 @@ class ConnectionRecord:
         self.path: str = ""
         self.flags: str = NO_FLAGS
         self.error: str = ""
+        self.discarded: int = 0
         self.up: int = 0
         self.down: int = 0
         self._counted_up: int = 0

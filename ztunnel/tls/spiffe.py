@@ -105,7 +105,8 @@ def first_identity(uris: Iterable[str]) -> Identity | None:
     return None
 
 
-def _refuse_revoked(peer: PeerCertificate, revocations: RevocationList | None) -> None:
+def refuse_revoked(peer: PeerCertificate, revocations: RevocationList | None) -> None:
+    """Raises PeerRefused where a list names the peer, or an authority above it."""
     reason = revocations.revoked(peer.chain) if revocations is not None else None
     if reason is not None:
         words = f"the certificate of {peer.presented} is revoked: {reason}"
@@ -132,7 +133,7 @@ class ClientMustBe:
         Raises:
             PeerRefused: it is not of our trust domain, no workload at all, or revoked.
         """
-        _refuse_revoked(peer, self._revocations)
+        refuse_revoked(peer, self._revocations)
         domains = " or ".join(sorted(self._trust_domains))
         if peer.identity is None:
             raise PeerRefused(
@@ -169,7 +170,7 @@ class ServerMustBe:
         Raises:
             PeerRefused: it is somebody else, or revoked.
         """
-        _refuse_revoked(peer, self._revocations)
+        refuse_revoked(peer, self._revocations)
         if self._expected.isdisjoint(peer.uris):
             wanted = " or ".join(sorted(self._expected)) or "nobody, no identity is known"
             raise PeerRefused(

@@ -205,7 +205,7 @@ class Tunnel(Generic[End]):
                 length = self.session.seal(memoryview(plain), 0, size, memoryview(sealed), 0)
                 try:
                     await self.transport.send_all(sealed[:length])
-                except trio.BrokenResourceError:
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
                     return  # why is in what the peer has sent before, and run() reads that
 
     async def run(self, nursery: trio.Nursery) -> None:
@@ -223,6 +223,9 @@ class Tunnel(Generic[End]):
                 more = await self.transport.receive_some(CHUNK)
             except trio.BrokenResourceError as error:
                 self._lose(f"broken: {error.__cause__ or error}")
+                return
+            except trio.ClosedResourceError:
+                self._lose("closed by the test")
                 return
             if not more:
                 self._lose("end of stream without close_notify")
@@ -331,6 +334,19 @@ async def client(
 ) -> AsyncIterator[ClientTunnel]:
     """A tunnel to an HBONE server on loopback. Raises TlsError."""
     transport = await trio.open_tcp_stream("127.0.0.1", port)
+    async with client_on(transport, certificate, verify, records, settings) as tunnel:
+        yield tunnel
+
+
+@asynccontextmanager
+async def client_on(
+    transport: trio.SocketStream,
+    certificate: WorkloadCertificate,
+    verify: Verify,
+    records: Records = "own",
+    settings: LocalSettings | None = None,
+) -> AsyncIterator[ClientTunnel]:
+    """A tunnel over a connection to an HBONE server. Raises TlsError."""
     with trio.fail_after(TEST_SECONDS):
         async with transport:
             result = await shake_hands(transport, certificate, verify, False, records)
@@ -407,11 +423,13 @@ async def listener(
     on_request: Callable[[Flow], Awaitable[None]],
     records: Records = "own",
     settings: LocalSettings | None = None,
+    sock: trio.SocketListener | None = None,
 ) -> AsyncIterator[TunnelListener]:
-    """Serve tunnels; each request is a task of `on_request`."""
+    """Serve tunnels on `sock`, or on loopback; each request is a task of `on_request`."""
     with trio.fail_after(TEST_SECONDS):
         found = TunnelListener(certificate, verify, on_request, records, settings)
-        [sock] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        if sock is None:
+            [sock] = await trio.open_tcp_listeners(0, host="127.0.0.1")
         found.port = sock.socket.getsockname()[1]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, found.serve, [sock])
