@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -43,8 +44,12 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    chosen = parser(words[0] if words else None).parse_args(words)
-    code: int = chosen.run(chosen)
+    try:
+        chosen = parser(words[0] if words else None).parse_args(words)
+        code: int = chosen.run(chosen)
+    except KeyboardInterrupt:  # before the command had anything to clean up, or after
+        print(file=sys.stderr)
+        return 128 + signal.SIGINT
     return code
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import ipaddress
 import logging
 import os
 import signal
@@ -22,11 +21,9 @@ from daemonset.control_plane.config import ControlPlaneConfig
 from daemonset.control_plane.server import ControlPlane
 from daemonset.control_plane.sources.folder import FolderError, read_folder
 from daemonset.control_plane.translation.finding import Severity
+from daemonset.control_plane.translation.service_addresses import SERVICE_IPS
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.control_plane.translation.translate import Translator
-
-SERVICE_IPS = ipaddress.IPv4Network("10.96.0.0/16")
-"""Where the Services of a folder get addresses from if they have none."""
 
 
 def add_parsers(

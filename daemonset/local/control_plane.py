@@ -18,11 +18,11 @@ from pathlib import Path
 import trio
 
 from daemonset.control_plane.ca.tokens import TokenSubject
-from daemonset.control_plane.command import SERVICE_IPS
 from daemonset.control_plane.config import ControlPlaneConfig
 from daemonset.control_plane.objects.objectset import ObjectSet
 from daemonset.control_plane.server import ControlPlane
 from daemonset.control_plane.sources.folder import FolderError
+from daemonset.control_plane.translation.service_addresses import SERVICE_IPS
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.local.shared_files import (
     PodsFile,

@@ -45,9 +45,10 @@ def run_demo(terminal: Terminal, *, keep: bool) -> int:
     shutil.copytree(EXAMPLE / "mesh", folder)
     with Mesh.open(Settings(name=NAME, folder=folder), terminal.note, run) as mesh:
         demo = Demo(mesh, terminal)
+        terminal.say(texts.INTRODUCTION)
         try:
             demo.show()
-        except DemoError as error:
+        except (DemoError, OSError) as error:
             terminal.say()
             terminal.bad(f"{error}")
             return 1
@@ -55,7 +56,7 @@ def run_demo(terminal: Terminal, *, keep: bool) -> int:
         if keep:
             _stay(mesh, terminal)
         else:
-            terminal.say(texts.GOODBYE)
+            terminal.say(texts.goodbye())
     return 0
 
 
@@ -91,7 +92,7 @@ class Demo:
 
     def build(self) -> None:
         out = self.terminal
-        out.title("1. A small cluster on this machine")
+        out.title("1 of 7. A small cluster on this machine")
         out.say(texts.CLUSTER)
         started = time.monotonic()
         with out.progress("building nodes and pods, starting the parts of the mesh"):
@@ -106,7 +107,7 @@ class Demo:
 
     def ask_in_the_clear(self) -> None:
         out = self.terminal
-        out.title("2. Before: anybody on the wire can read along")
+        out.title("2 of 7. Before: anybody on the wire can read along")
         out.command(texts.ask("web", f"--header '{_HEADER}' http://orders/"))
         with self.tools.listening("node-1") as seen:
             answer = self.tools.ask_successfully("shop/web", "http://orders/", _HEADER)
@@ -118,7 +119,7 @@ class Demo:
 
     def join_the_mesh(self) -> None:
         out = self.terminal
-        out.title("3. Two labels turn the mesh on")
+        out.title("3 of 7. Two labels turn the mesh on")
         for namespace in ("shop", "street"):
             name = f"namespace-{namespace}.yaml"
             text = (self.mesh.settings.folder / name).read_text()
@@ -135,7 +136,7 @@ class Demo:
 
     def ask_through_the_mesh(self) -> None:
         out = self.terminal
-        out.title("4. After: the same request, encrypted and with identities")
+        out.title("4 of 7. After: the same request, encrypted and with identities")
         out.command(texts.ask("web", f"--header '{_HEADER}' http://orders/"))
         logs = {node: self.tools.observer.follow_access(node) for node in self.mesh.topology.nodes}
         with self.tools.listening("node-1") as seen:
@@ -157,20 +158,23 @@ class Demo:
             f"captured between the nodes: {tunnelled} packets to and from port {HBONE_PORT},"
             f" {records} TLS records; {_MARKER} is in none of them"
         )
+        out.say(texts.IDENTITIES)
         for node, what, inbound in (
-            ("node-1", "the ztunnel of node-1, where the client is", False),
-            ("node-2", "the ztunnel of node-2, where the server is", True),
+            ("node-1", "says the ztunnel of node-1, where the client is", False),
+            ("node-2", "says the ztunnel of node-2, where the server is", True),
         ):
             line = self.tools.find_line(logs[node], "web's request", _from_to("web", inbound))
             if not line["src.identity"] or not line["dst.identity"]:
                 raise DemoError(f"both identities should be in the access log: {line.text}")
-            out.good(f"{what}, verified:")
+            out.good(f"{what}:")
             out.quote([f"{line['src.identity']} → {line['dst.identity']}"])
 
     def write_a_policy(self) -> None:
         out = self.terminal
-        out.title("5. A policy, and connections that are open already")
+        out.title("5 of 7. A policy, and connections that are open already")
         out.say(texts.POLICY)
+        text = (EXAMPLE / "policies" / f"{_POLICY}.yaml").read_text()
+        out.quote(out.style(line, "dim") for line in texts.policy_lines(text))
         log = self.tools.observer.follow_access("node-2")
         web = self.tools.hold("shop/web", "orders.shop", 7000)
         try:
@@ -213,7 +217,7 @@ class Demo:
 
     def leave_the_mesh(self) -> None:
         out = self.terminal
-        out.title("6. One pod leaves")
+        out.title("6 of 7. One pod leaves")
         out.quote(["street.yaml, pod visitor", out.style(f"  +    {_LABEL}: none", "green")])
         text = (self.mesh.settings.folder / "street.yaml").read_text()
         changed = text.replace("{app: visitor}", f"{{app: visitor, {_LABEL}: none}}", 1)
@@ -234,7 +238,7 @@ class Demo:
 
     def count(self) -> None:
         out = self.terminal
-        out.title("7. What the mesh has counted and logged")
+        out.title("7 of 7. What the mesh has counted and logged")
         out.command(texts.ask("node/node-2", f"http://localhost:{METRICS_PORT}/metrics"))
         samples = [
             sample
@@ -246,7 +250,7 @@ class Demo:
             raise DemoError("node-2's ztunnel should have counted connections, and has not")
         out.quote([f"{samples[0].name}, among it:"])
         out.quote(_shortened(sample) for sample in samples)
-        out.command("ambient logs ztunnel")
+        out.command(f"{texts.program()} logs ztunnel")
         lines = self.tools.observer.access_lines("node-2")
         out.quote(texts.wrapped(next(line.text for line in lines if _from_to("web", True)(line))))
 

@@ -1,35 +1,69 @@
 """The longer texts of the demo."""
 
+import os
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 from daemonset.local.terminal import WIDTH
 
+INTRODUCTION = (
+    "A service mesh encrypts what applications say to each other, gives each of them an identity"
+    " that it can prove, and decides who may talk to whom, without a change to any of them. This"
+    " builds a small cluster on this machine and switches a mesh on in it. Everything that is"
+    " printed below has just been measured."
+)
+
 CLUSTER = (
-    "Two nodes with a wire between them, and six pods with addresses of their own, in which real"
-    " applications run: namespace shop (web, two catalogs, orders) and namespace street (a visitor"
-    " and a busker). A control plane reads a folder of Kubernetes YAML; each node has an agent and"
-    " a ztunnel, the proxy that will carry the pods' traffic. Nothing is in the mesh yet."
+    "Two nodes (machines) with a wire between them, and six pods (applications with a network"
+    " address of their own): web, two catalogs and orders in the namespace shop, a visitor and a"
+    " busker in the namespace street. Around them the mesh: a control plane that reads a folder of"
+    " Kubernetes YAML and issues certificates, and on each node an agent and a ztunnel, the proxy"
+    " that will carry the pods' traffic. No pod is in the mesh yet."
 )
 
 LABELS = "Nothing else is needed; on Kubernetes, `kubectl label namespace` writes the same label."
 
-POLICY = (
-    "So far everybody may talk to everybody. An AuthorizationPolicy will say that only the service"
-    " account of web may talk to the orders. Two connections are open before it is written."
+IDENTITIES = (
+    "Both ends have shown a certificate. The name in it says whose it is (namespace and service"
+    " account), and both proxies have verified the other's:"
 )
 
-GOODBYE = (
-    "Everything is gone again: processes, networks, files."
-    " `ambient demo --keep` leaves it running, to play with."
+POLICY = (
+    "So far everybody may talk to everybody. This file will let only web (by its identity, not its"
+    " address) talk to the orders. Two connections are open before it is written."
 )
+
+
+def program() -> str:
+    """How this command is called from here: what is printed must work when it is typed."""
+    own = Path(sys.executable).with_name("ambient")
+    found = shutil.which("ambient")
+    if found is not None and own.exists() and os.path.samefile(found, own):
+        return "ambient"
+    if not own.exists():
+        return f"{sys.executable} -m daemonset.cli"
+    return str(own.relative_to(Path.cwd())) if own.is_relative_to(Path.cwd()) else str(own)
+
+
+def goodbye() -> str:
+    """What is said at the end of a demo that was not kept."""
+    return (
+        f"Everything is gone again: processes, networks, files. `{program()} demo --keep` leaves it"
+        " running, to play with."
+    )
 
 
 def ask(place: str, arguments: str) -> str:
     """The command by which somebody asks from a pod what the demo asks."""
-    return f"ambient exec {place} -- python -m daemonset.local.app get {arguments}"
+    return f"{program()} exec {place} -- python -m daemonset.local.app get {arguments}"
+
+
+def policy_lines(text: str) -> Iterator[str]:
+    """A file without its comments, for showing."""
+    return (line for line in text.splitlines() if not line.startswith("#"))
 
 
 def things_to_try(folder: Path, policies: Path) -> Iterator[tuple[str, str]]:
@@ -45,8 +79,11 @@ def things_to_try(folder: Path, policies: Path) -> Iterator[tuple[str, str]]:
         "and no connection to the shop without the mesh (the visitor left it)",
     )
     yield f"ls {folder}", "all the YAML of this mesh: change it, and the mesh follows"
-    yield "ambient status", "what runs where"
-    yield "ambient logs -f ztunnel", "the access log: who connected to whom, and what was refused"
+    yield f"{program()} status", "what runs where, who is in the mesh, what is wrong"
+    yield (
+        f"{program()} logs -f ztunnel",
+        "the access log: who connected to whom, and what was refused",
+    )
     yield (
         _get("node/node-1", "http://localhost:15020/metrics"),
         "metrics for Prometheus; the state of the proxy is on port 15000",
@@ -55,7 +92,9 @@ def things_to_try(folder: Path, policies: Path) -> Iterator[tuple[str, str]]:
 
 def _get(place: str, url: str) -> str:
     """With the tool that everybody knows, where the machine has it."""
-    return f"ambient exec {place} -- curl -s {url}" if shutil.which("curl") else ask(place, url)
+    if shutil.which("curl"):
+        return f"{program()} exec {place} -- curl -sS {url}"
+    return ask(place, url)
 
 
 def wrapped(line: str) -> list[str]:

@@ -148,11 +148,12 @@ class Tools:
 
         def settled() -> bool:
             captured = self.observer.captured()
-            return (
-                captured.issuperset(in_mesh)
-                and captured.isdisjoint(outside)
-                and self.observer.is_settled(in_mesh, outside)
-            )
+            if not captured.issuperset(in_mesh) or not captured.isdisjoint(outside):
+                return False
+            try:
+                return self.observer.is_settled(in_mesh, outside)
+            except OSError:
+                return False  # the control plane is being restarted
 
         what = f"{', '.join(in_mesh or outside)} {'are in' if in_mesh else 'is out of'} the mesh"
         return self.wait_for(what, settled)

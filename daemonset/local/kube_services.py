@@ -5,14 +5,13 @@ The result drives the cluster's DNS (:mod:`daemonset.local.cluster_dns`) and its
 it is in the mesh or not.
 """
 
-import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from daemonset.control_plane.objects.endpoint_slice import EndpointSlice
 from daemonset.control_plane.objects.objectset import ObjectSet
 from daemonset.control_plane.objects.service import Service, ServicePort
-from daemonset.control_plane.translation.vips import AddressAllocator
+from daemonset.control_plane.translation.service_addresses import ServiceAddresses
 
 PROTOCOLS = ("TCP", "UDP")
 
@@ -45,28 +44,31 @@ class ClusterServices:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadyPod:
-    """A pod that may serve: its addresses and the ports that it gives names to."""
+class ServingPod:
+    """A pod as services see it: its addresses and the ports that it gives names to. One that is
+    not ready serves only where a service says ``publishNotReadyAddresses``."""
 
     namespace: str
     name: str
     labels: Mapping[str, str]
     addresses: tuple[str, ...]
     ports: Mapping[str, int]
+    ready: bool = True
 
 
 class ServiceReader:
     """Turns the objects of a folder into services; remembers the addresses it gave away."""
 
-    def __init__(self, addresses: ipaddress.IPv4Network, cluster_domain: str) -> None:
-        """*addresses*: for services that bring no ``clusterIP``, as the API server gives them."""
-        self._allocator = AddressAllocator(addresses)
+    def __init__(self, addresses: ServiceAddresses, cluster_domain: str) -> None:
+        """*addresses*: for services that bring no ``clusterIP``, the same that the control plane
+        gives."""
+        self._allocator = addresses
         self.cluster_domain = cluster_domain
 
     def read(
         self,
         objects: ObjectSet,
-        pods: Iterable[ReadyPod],
+        pods: Iterable[ServingPod],
         external_names: Mapping[tuple[str, str], str],
     ) -> ClusterServices:
         """The services of these objects.
@@ -111,23 +113,22 @@ class ServiceReader:
         return f"{meta.name}.{meta.namespace}.svc.{self.cluster_domain}".lower()
 
     def _given_addresses(self, objects: ObjectSet) -> dict[str, tuple[str, ...]]:
-        # The names and the addresses taken are those of the control plane's own allocation: both
-        # must come to the same result.
-        without = {
-            self.name_of(service): f"{service.meta.namespace}/{service.meta.name}"
+        given = self._allocator.give(objects)
+        return {
+            self.name_of(service): given[key]
             for service in objects.services.values()
-            if not service.cluster_ips and not service.headless and service.type != "ExternalName"
+            if (key := f"{service.meta.namespace}/{service.meta.name}") in given
         }
-        taken = {a for service in objects.services.values() for a in service.cluster_ips}
-        found = self._allocator.allocate(without.values(), taken)
-        return {name: (found[key],) if key in found else () for name, key in without.items()}
 
 
-def _members(service: Service, pods: Iterable[ReadyPod]) -> Iterator[ReadyPod]:
+def _members(service: Service, pods: Iterable[ServingPod]) -> Iterator[ServingPod]:
     """The pods that the service's selector chooses; none without a selector."""
     wanted = service.selector.items()
     for pod in pods:
-        if wanted and pod.namespace == service.meta.namespace and wanted <= pod.labels.items():
+        serves = pod.namespace == service.meta.namespace and (
+            pod.ready or service.publish_not_ready
+        )
+        if serves and wanted and wanted <= pod.labels.items():
             yield pod
 
 
@@ -141,7 +142,7 @@ def _ready_addresses(one: EndpointSlice) -> Iterator[str]:
 def _virtual_addresses(
     service: Service,
     addresses: Iterable[str],
-    pods: list[ReadyPod],
+    pods: list[ServingPod],
     slices: list[EndpointSlice],
 ) -> Iterator[VirtualAddress]:
     label = f"{service.meta.namespace}/{service.meta.name}"
@@ -158,7 +159,7 @@ def _virtual_addresses(
             yield VirtualAddress(label, address, port.number, port.protocol, same_family)
 
 
-def _pod_endpoints(port: ServicePort, pods: Iterable[ReadyPod]) -> Iterator[SocketAddress]:
+def _pod_endpoints(port: ServicePort, pods: Iterable[ServingPod]) -> Iterator[SocketAddress]:
     for pod in pods:
         number = pod.ports.get(port.target) if isinstance(port.target, str) else port.target
         if number is not None:

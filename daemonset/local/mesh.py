@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from daemonset.control_plane.translation.service_addresses import ServiceAddresses
 from daemonset.local import cluster_ips
 from daemonset.local.cluster_dns import ClusterDns
 from daemonset.local.folder_view import FolderView
-from daemonset.local.kube_services import ClusterServices, ReadyPod, ServiceReader, VirtualAddress
+from daemonset.local.kube_services import ClusterServices, ServiceReader, ServingPod, VirtualAddress
 from daemonset.local.mesh_programs import MeshPrograms
 from daemonset.local.namespaces import Keeper, Namespace
 from daemonset.local.network import MeshNetwork
@@ -38,9 +39,6 @@ class Settings:
     ztunnel: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """More of the environment of every ztunnel."""
     cluster_domain: str = "cluster.local"
-    service_addresses: ipaddress.IPv4Network = dataclasses.field(
-        default_factory=lambda: ipaddress.IPv4Network("10.96.0.0/16")
-    )
     dns_addresses: tuple[str, str] = ("10.96.0.10", "fd00:10:96::a")
     """ClusterIPs of the cluster's DNS; a mesh uses those of the families that its nodes have."""
 
@@ -62,7 +60,7 @@ class Mesh:
         self.report = report
         self.view = FolderView(settings.folder)
         self.topology: Topology = plan(self.view.raw)
-        self._services = ServiceReader(settings.service_addresses, settings.cluster_domain)
+        self._services = ServiceReader(ServiceAddresses(), settings.cluster_domain)
         versions = {address.version for address in self.topology.underlay}
         self._dns_addresses = [
             address for address in settings.dns_addresses if _version(address) in versions
@@ -181,7 +179,7 @@ class Mesh:
     def _apply_services(self) -> None:
         assert self._dns is not None
         services = self._services.read(
-            self.view.objects, self._ready_pods(), dict(self.view.external_names())
+            self.view.objects, self._serving_pods(), dict(self.view.external_names())
         )
         self._dns.services = services
         table = cluster_ips.service_table(
@@ -190,13 +188,13 @@ class Mesh:
         for node in self.network.nodes.values():
             cluster_ips.install(node.network, table)
 
-    def _ready_pods(self) -> Iterator[ReadyPod]:
+    def _serving_pods(self) -> Iterator[ServingPod]:
         for pod in self.topology.pods.values():
             read = self.view.objects.pods.get((pod.namespace, pod.name))
-            if read is not None and read.ready:
+            if read is not None:
                 ports = {port.name: port.number for port in reversed(read.ports)}
                 addresses = tuple(str(address) for address in pod.addresses)
-                yield ReadyPod(pod.namespace, pod.name, pod.labels, addresses, ports)
+                yield ServingPod(pod.namespace, pod.name, pod.labels, addresses, ports, read.ready)
 
     def _dns_service(self, services: ClusterServices) -> Iterator[VirtualAddress]:
         """The cluster's own DNS, unless the folder has a service at its address."""

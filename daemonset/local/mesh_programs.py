@@ -1,6 +1,6 @@
 """The mesh's own processes: one control plane, and on each node an agent and a ztunnel."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from daemonset.agent.mark import packet_mark
@@ -30,6 +30,9 @@ CONTROL_PLANE = "control-plane"
 
 START_LIMIT = 30.0
 """Seconds within which each part must be ready: ten times what it takes on a slow machine."""
+
+RESTARTS = 2
+"""How often a part may end before it is ready: the third time, waiting will not help."""
 
 
 def agent_name(node: str) -> str:
@@ -73,12 +76,15 @@ class MeshPrograms:
         self._run.folder("captured")
         self._start(self._control_plane())
         # A token and the roots are there when the control plane is: what needs them comes after.
-        self._processes.await_ready([CONTROL_PLANE], START_LIMIT)
+        self._await_ready([CONTROL_PLANE])
         for node in nodes:
             self._start(self._agent(node))
             self._start(self._ztunnel(node))
-        self._processes.await_ready(map(agent_name, nodes), START_LIMIT)
-        self._processes.await_ready(map(ztunnel_name, nodes), START_LIMIT)
+        self._await_ready(map(agent_name, nodes))
+        self._await_ready(map(ztunnel_name, nodes))
+
+    def _await_ready(self, names: Iterable[str]) -> None:
+        self._processes.await_ready(names, START_LIMIT, RESTARTS)
 
     def _start(self, program: Program) -> None:
         self._processes.start(program)
@@ -141,7 +147,8 @@ class MeshPrograms:
     def ztunnel_environment(self, node: str) -> dict[str, str]:
         """How a node's ztunnel is configured: by the variables that Istio's reads."""
         run = self._run.path
-        control_plane = f"https://{self._address}:{XDS_PORT}"
+        host = f"[{self._address}]" if ":" in self._address else self._address
+        control_plane = f"https://{host}:{XDS_PORT}"
         return {
             "NODE_NAME": node,
             "INPOD_UDS": str(zds_socket(run, node)),

@@ -75,6 +75,11 @@ class RunningProgram:
         self._restart_at = None
 
     @property
+    def has_ended(self) -> bool:
+        """Whether it does not run at this moment."""
+        return self.process is None or self.process.poll() is not None
+
+    @property
     def state(self) -> str:
         """In words, for people."""
         again = f", restarted {self.restarts} times" if self.restarts else ""
@@ -160,20 +165,30 @@ class Processes:
         for running in self.running.values():
             running.watch()
 
-    def await_ready(self, names: Iterable[str], timeout: float) -> None:
-        """Wait until each is ready; restarts happen meanwhile.
+    def await_ready(
+        self, names: Iterable[str], timeout: float, restarts: int | None = None
+    ) -> None:
+        """Wait until each is ready; up to *restarts* restarts of each (None: any number) happen
+        meanwhile.
 
         Raises:
-            ProcessError: one was not within *timeout* seconds; its log is quoted.
+            ProcessError: one was not within *timeout* seconds, or ended once more; its log is
+                quoted.
         """
         deadline = time.monotonic() + timeout
         for name in names:
-            program = self.running[name].program
+            running = self.running[name]
+            program = running.program
             while program.is_ready is not None and not program.is_ready():
                 self.watch()
-                if time.monotonic() > deadline:
+                problem = ""
+                if restarts is not None and running.has_ended and running.restarts >= restarts:
+                    problem = "ended again and again before it was ready"
+                elif time.monotonic() > deadline:
+                    problem = f"was not ready within {timeout:g} s"
+                if problem:
                     raise ProcessError(
-                        f"{name} was not ready within {timeout:g} s ({self.running[name].state});"
+                        f"{name} {problem} ({running.state});"
                         f" the end of its log {program.log}:\n{last_lines(program.log)}"
                     )
                 time.sleep(0.02)

@@ -37,3 +37,14 @@ def test_the_command_that_runs_gives_the_exit_status(
 ) -> None:
     assert cli.main(["validate", "/no/such/folder"]) == 1
     assert "/no/such/folder" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_anything_began_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(command: str | None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "parser", interrupted)
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == "\n"

@@ -160,7 +160,7 @@ def test_a_kept_demo_can_be_played_with_and_ends_with_ctrl_c(
 ) -> None:
     demo = ambient.start("demo", "--keep", prelude=prelude)
     shown = read_until(demo, "Ctrl-C here ends it")
-    assert "ambient exec web" in shown
+    assert "exec web -- " in shown
     get = ("python", "-m", "daemonset.local.app", "get")
     code, output = ambient.run("exec", "web", "--", *get, "http://orders/", prelude=prelude)
     assert code == 0, output
@@ -194,6 +194,45 @@ def test_a_folder_is_run_followed_and_ended_from_another_terminal(ambient: Ambie
     assert "broken.yaml" in read_until(up, "stays in force")
     assert ambient.run("down") == (0, "mesh mine is down\n")
     assert up.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert ambient.is_gone()
+
+
+SIX = """
+apiVersion: v1
+kind: List
+items:
+  - {apiVersion: v1, kind: Namespace,
+     metadata: {name: app, labels: {istio.io/dataplane-mode: ambient}}}
+  - {apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDR: "fd00:1::/64"},
+     status: {addresses: [{type: InternalIP, address: "fc00:9::2"}]}}
+  - {apiVersion: v1, kind: Node, metadata: {name: n2}, spec: {podCIDR: "fd00:2::/64"},
+     status: {addresses: [{type: InternalIP, address: "fc00:9::3"}]}}
+  - {apiVersion: v1, kind: Node, metadata: {name: n3}, spec: {podCIDR: "fd00:3::/64"},
+     status: {addresses: [{type: InternalIP, address: "fc00:9::4"}]}}
+  - {apiVersion: v1, kind: Pod, metadata: {name: a, namespace: app},
+     spec: {nodeName: n1, containers: [{name: c, command: [sleep, infinity]}]}}
+  - {apiVersion: v1, kind: Pod, metadata: {name: b, namespace: app, labels: {app: b}},
+     spec: {nodeName: n3, serviceAccountName: b, containers: [{name: c, image: any,
+       readinessProbe: {tcpSocket: {port: web}}, ports: [{name: web, containerPort: 8080}]}]}}
+  - {apiVersion: v1, kind: Service, metadata: {name: b, namespace: app},
+     spec: {selector: {app: b}, ports: [{port: 80, targetPort: web}]}}
+"""
+
+
+def test_a_folder_of_three_nodes_without_ipv4(ambient: Ambient) -> None:
+    folder = ambient.place / "six"
+    folder.mkdir()
+    (folder / "all.yaml").write_text(SIX)
+    up = ambient.start("up", str(folder))
+    shown = read_until(up, "Ctrl-C ends it")
+    assert re.search(r"app/b +n3 +fd00:3::2", shown)
+    get = ("python", "-m", "daemonset.local.app", "get")
+    code, output = ambient.run("exec", "a", "--", *get, "http://b/")
+    assert (code, '"client": "fd00:1::2"' in output) == (0, True), output
+    code, output = ambient.run("logs", "n3/ztunnel")
+    assert 'src.identity="spiffe://cluster.local/ns/app/sa/default"' in output
+    os.killpg(up.pid, signal.SIGINT)
+    assert up.wait(PATIENCE) == 0
     assert ambient.is_gone()
 
 

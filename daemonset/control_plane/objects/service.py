@@ -10,6 +10,7 @@ from daemonset.control_plane.objects.meta import ObjectMeta, read_meta
 from daemonset.control_plane.objects.section import Section
 
 _PROTOCOLS = ("TCP", "UDP", "SCTP")
+_FAMILY_POLICIES = ("SingleStack", "PreferDualStack", "RequireDualStack")
 _TYPES = ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName")
 
 
@@ -39,6 +40,7 @@ class Service:
     internal_traffic_local: bool
     publish_not_ready: bool
     external_name: str = ""
+    family_policy: str = ""
 
 
 def read_service(root: Section) -> Service:
@@ -75,6 +77,7 @@ def read_service(root: Section) -> Service:
         == "Local",
         publish_not_ready=spec.flag("publishNotReadyAddresses"),
         external_name=external_name,
+        family_policy=spec.choice("ipFamilyPolicy", _FAMILY_POLICIES),
     )
 
 

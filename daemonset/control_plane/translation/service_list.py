@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from daemonset.control_plane.objects.addresses import IPNetwork
 from daemonset.control_plane.objects.objectset import ObjectSet
-from daemonset.control_plane.objects.service import Service
 from daemonset.control_plane.translation.finding import Findings
 from daemonset.control_plane.translation.gateway_address import network_address
 from daemonset.control_plane.translation.kubernetes_services import from_service
 from daemonset.control_plane.translation.resource import Resource, service_resource
+from daemonset.control_plane.translation.service_addresses import ServiceAddresses
 from daemonset.control_plane.translation.service_entries import from_service_entry, wants_address
 from daemonset.control_plane.translation.service_info import ServiceInfo
 from daemonset.control_plane.translation.settings import MeshSettings
@@ -26,13 +26,13 @@ class Allocators:
     """Addresses given so far; kept from one translation to the next so that they stay."""
 
     settings: MeshSettings
-    services: AddressAllocator | None = field(init=False)
+    services: ServiceAddresses | None = field(init=False)
     entries: AddressAllocator = field(init=False)
     entries6: AddressAllocator = field(init=False)
 
     def __post_init__(self) -> None:
-        block = self.settings.service_ips
-        self.services = AddressAllocator(block) if block is not None else None
+        block, block6 = self.settings.service_ips, self.settings.service_ips6
+        self.services = ServiceAddresses(block, block6) if block is not None else None
         self.entries = AddressAllocator(self.settings.entry_ips)
         self.entries6 = AddressAllocator(self.settings.entry_ips6)
 
@@ -46,11 +46,12 @@ def list_services(
 ) -> list[ServiceInfo]:
     """All services, each (namespace, hostname) once: a Service wins, else the oldest entry."""
     found: dict[str, ServiceInfo] = {}
-    given = _give_service_addresses(objects, allocators)
+    given = {} if allocators.services is None else allocators.services.give(objects)
     for service in sorted(objects.services.values(), key=lambda item: item.meta.age_order):
         addresses = tuple(ipaddress.ip_network(text) for text in service.cluster_ips)
         if not addresses:
-            addresses = given.get(f"{service.meta.namespace}/{service.meta.name}", ())
+            texts = given.get(f"{service.meta.namespace}/{service.meta.name}", ())
+            addresses = tuple(ipaddress.ip_network(text) for text in texts)
         namespace = objects.namespaces.get(service.meta.namespace)
         info = from_service(service, addresses, namespace, waypoints, settings, findings)
         if info is not None:
@@ -72,26 +73,6 @@ def list_services(
                     "Remove the host from one of the two.",
                 )
     return list(found.values())
-
-
-def _give_service_addresses(
-    objects: ObjectSet, allocators: Allocators
-) -> dict[str, tuple[IPNetwork, ...]]:
-    if allocators.services is None:
-        return {}
-
-    def needs_one(service: Service) -> bool:
-        none_given = not service.cluster_ips and not service.headless
-        return none_given and service.type != "ExternalName"
-
-    taken = {address for service in objects.services.values() for address in service.cluster_ips}
-    names = [
-        f"{service.meta.namespace}/{service.meta.name}"
-        for service in objects.services.values()
-        if needs_one(service)
-    ]
-    given = allocators.services.allocate(names, taken)
-    return {name: (ipaddress.ip_network(address),) for name, address in given.items()}
 
 
 def _give_entry_addresses(

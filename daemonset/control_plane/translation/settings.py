@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 
 from daemonset.control_plane.objects.selector import LabelSelector, Requirement
+from daemonset.control_plane.translation.service_addresses import SERVICE_IPS6
 
 DATAPLANE_MODE = "istio.io/dataplane-mode"
 
@@ -42,8 +43,8 @@ class MeshSettings:
         excluded_namespaces: pods that never are.
         like_istio: behave exactly as Istio where it fails open (see ``authorization`` and
             ``waypoints``), for comparison.
-        service_ips: where Services without a clusterIP get one from (a folder's have no API
-            server that gives them one); None: they have none.
+        service_ips, service_ips6: where Services without a clusterIP get one from (a folder's
+            have no API server that gives them one); None: they have none.
         entry_ips, entry_ips6: where ServiceEntries without addresses get theirs from.
     """
 
@@ -55,6 +56,7 @@ class MeshSettings:
     excluded_namespaces: frozenset[str] = frozenset({"kube-system"})
     like_istio: bool = False
     service_ips: ipaddress.IPv4Network | None = None
+    service_ips6: ipaddress.IPv6Network = SERVICE_IPS6
     entry_ips: ipaddress.IPv4Network = field(
         default_factory=lambda: ipaddress.IPv4Network("240.240.0.0/16")
     )

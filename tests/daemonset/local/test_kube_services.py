@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from daemonset.control_plane.objects.objectset import ObjectSet
 from daemonset.control_plane.sources.file_reader import read_file
 from daemonset.control_plane.sources.folder_state import FolderState
+from daemonset.control_plane.translation.service_addresses import ServiceAddresses
 from daemonset.local.cluster_dns import answer
 from daemonset.local.cluster_ips import service_table
-from daemonset.local.kube_services import ClusterServices, ReadyPod, ServiceReader
+from daemonset.local.kube_services import ClusterServices, ServiceReader, ServingPod
 from ztunnel.linux.netns import NetworkNamespace, create
 from ztunnel.linux.nft_tables import differences
 from ztunnel.linux.nftables import Nftables
@@ -59,9 +60,9 @@ spec: {type: ExternalName, externalName: echo.shop.svc.cluster.local}
 """
 
 PODS = [
-    ReadyPod("shop", "echo-1", {"app": "echo", "v": "1"}, ("10.244.1.2",), {"web": 8080}),
-    ReadyPod("shop", "echo-2", {"app": "echo"}, ("10.244.2.2", "fd00::2"), {"web": 8081}),
-    ReadyPod("street", "echo-3", {"app": "echo"}, ("10.244.2.3",), {"web": 8080}),
+    ServingPod("shop", "echo-1", {"app": "echo", "v": "1"}, ("10.244.1.2",), {"web": 8080}),
+    ServingPod("shop", "echo-2", {"app": "echo"}, ("10.244.2.2", "fd00::2"), {"web": 8081}),
+    ServingPod("street", "echo-3", {"app": "echo"}, ("10.244.2.3",), {"web": 8080}),
 ]
 
 
@@ -74,7 +75,7 @@ def objects_of(text: str) -> ObjectSet:
 
 @pytest.fixture(scope="module")
 def services() -> ClusterServices:
-    reader = ServiceReader(ipaddress.IPv4Network("10.96.0.0/16"), "cluster.local")
+    reader = ServiceReader(ServiceAddresses(), "cluster.local")
     names = {("shop", "alias"): "echo.shop.svc.cluster.local"}
     return reader.read(objects_of(SERVICES), PODS, names)
 
@@ -165,8 +166,26 @@ def test_the_table_of_services_is_what_the_kernel_has(
         assert differences(table, nftables.read(table.name)) == []
 
 
+def test_pods_that_are_not_ready_serve_only_where_a_service_says_so() -> None:
+    text = """
+apiVersion: v1
+kind: Service
+metadata: {name: early, namespace: shop}
+spec: {clusterIP: None, publishNotReadyAddresses: true, selector: {app: db}, ports: [{port: 1}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: late, namespace: shop}
+spec: {clusterIP: None, selector: {app: db}, ports: [{port: 1}]}
+"""
+    pod = ServingPod("shop", "db", {"app": "db"}, ("10.244.1.9",), {}, ready=False)
+    read = ServiceReader(ServiceAddresses(), "cluster.local").read(objects_of(text), [pod], {})
+    assert read.addresses["early.shop.svc.cluster.local"] == ("10.244.1.9",)
+    assert read.addresses["late.shop.svc.cluster.local"] == ()
+
+
 def test_an_address_without_endpoints_has_no_rule() -> None:
-    reader = ServiceReader(ipaddress.IPv4Network("10.96.0.0/16"), "cluster.local")
+    reader = ServiceReader(ServiceAddresses(), "cluster.local")
     nobody = reader.read(objects_of(SERVICES), [], {})
     (prerouting,) = (
         chain

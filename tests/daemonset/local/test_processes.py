@@ -78,6 +78,15 @@ def test_a_process_that_is_not_ready_fails_with_its_log(room: Room) -> None:
     assert "I cannot" in str(caught.value)
 
 
+def test_a_process_that_ends_again_and_again_is_not_waited_for(room: Room) -> None:
+    room.processes.start(room.program("broken", "echo no; exit 1", is_ready=lambda: False))
+    with pytest.raises(
+        ProcessError, match=r"broken ended again and again before it was ready \(ended with status"
+    ) as caught:
+        room.processes.await_ready(["broken"], 60.0, 1)
+    assert str(caught.value).count("    no") == 2
+
+
 def test_processes_are_asked_to_end_and_then_made_to(room: Room) -> None:
     gentle = room.processes.start(room.program("gentle", "trap 'exit 0' TERM; sleep 1000 & wait"))
     deaf = room.processes.start(
