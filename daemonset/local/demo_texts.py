@@ -45,7 +45,9 @@ def program() -> str:
         return "ambient"
     if not own.exists():
         return f"{sys.executable} -m daemonset.cli"
-    return str(own.relative_to(Path.cwd())) if own.is_relative_to(Path.cwd()) else str(own)
+    here = Path.cwd()
+    below = own.is_relative_to(here) and here != Path("/")
+    return str(own.relative_to(here) if below else own)
 
 
 def goodbye() -> str:
