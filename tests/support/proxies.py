@@ -128,14 +128,22 @@ class Proxies:
             self.certificates.received(self.authority.workload(described.identity))
         network = self.room.pod(name).network
         info = PodInfo(name, name, NAMESPACE, described.service_account)
-        pod = PodProxy(self.context, info, network.duplicate(), {})
+        namespace = network.duplicate()
+        try:
+            pod = PodProxy(self.context, info, namespace, {})
+        except OSError:
+            namespace.close()
+            raise
         self.pods[name] = pod
         self.nursery.start_soon(pod.run)
-        capture = Capture(network, CaptureOptions(mark=MARK, dns=False))
+        capture = Capture(network, self._options())
         capture.apply()
         self.captures.append(capture)
         self.apply(described)
         return described
+
+    def _options(self) -> CaptureOptions:
+        return CaptureOptions(mark=self.context.mark or MARK, dns=self.context.config.dns.enabled)
 
     async def line(self, *parts: str) -> str:
         """The first log line that holds all of `parts`, waiting for it."""

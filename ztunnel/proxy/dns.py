@@ -115,19 +115,29 @@ class PodDns:
         context = self._pod.context
         host, port = context.config.dns.host, context.config.dns.port
         addresses = ["127.0.0.1", "::1"] if host == "localhost" else [host]
-        for address in addresses:
-            try:
-                for kind, found in (("udp", self._udp), ("tcp", self._tcp)):
-                    name = f"dns-{kind}-{address}"
-                    sock = inherited.pop(name, None)
-                    if sock is None:
-                        make = udp if kind == "udp" else listen_tcp
-                        sock = make(address, port, mark=context.mark, namespace=self._pod.namespace)
-                    found[name] = sock
-            except OSError:
-                if address != "::1":
-                    raise
-                # A pod without IPv6 asks by IPv4.
+        try:
+            for address in addresses:
+                try:
+                    self._open_at(address, port, inherited)
+                except OSError as error:
+                    if address != "::1":
+                        words = f"DNS on {address} port {port}: {error.strerror}"
+                        raise OSError(error.errno, words) from error
+                    # A pod without IPv6 asks by IPv4.
+        except BaseException:
+            for sock in self.sockets().values():
+                sock.close()
+            raise
+
+    def _open_at(self, address: str, port: int, inherited: dict[str, socket.socket]) -> None:
+        mark, namespace = self._pod.context.mark, self._pod.namespace
+        for kind, found in (("udp", self._udp), ("tcp", self._tcp)):
+            name = f"dns-{kind}-{address}"
+            sock = inherited.pop(name, None)
+            if sock is None:
+                make = udp if kind == "udp" else listen_tcp
+                sock = make(address, port, mark=mark, namespace=namespace)
+            found[name] = sock
 
     def sockets(self) -> dict[str, socket.socket]:
         """By kind, for a successor."""

@@ -47,6 +47,7 @@ log = logging.getLogger("ztunnel.proxy")
 OUTBOUND_PORT: Final = 15001
 PLAINTEXT_PORT: Final = 15006
 HBONE_PORT: Final = 15008
+_DENIED: Final = (errno.EPERM, errno.EACCES, errno.ENOPROTOOPT)
 GOAWAY_PAUSE: Final = 0.25  # seconds between the two GOAWAYs of a drain
 LOCAL_WORKLOAD_TIMEOUT: Final = 5.0  # seconds until the control plane must know a new pod
 
@@ -158,12 +159,15 @@ class PodProxy:
         sockets = self.context.config.sockets
         wanted = address or ("::" if sockets.ipv6 else "0.0.0.0")
         try:
-            return self._open_at(wanted, port, transparent)
-        except OSError as error:
-            if error.errno == errno.EAFNOSUPPORT and wanted == "::":
-                return self._open_at("0.0.0.0", port, transparent)
-            if transparent and not self.context.must_keep_source:
+            try:
+                return self._open_at(wanted, port, transparent)
+            except OSError as error:
+                if error.errno == errno.EAFNOSUPPORT and wanted == "::":
+                    return self._open_at("0.0.0.0", port, transparent)
+                if not transparent or self.context.must_keep_source or error.errno not in _DENIED:
+                    raise
                 return self._open_at(wanted, port, False)
+        except OSError as error:
             raise OSError(error.errno, f"listen on port {port}: {error.strerror}") from error
 
     def _open_at(self, address: str, port: int, transparent: bool) -> socket.socket:
