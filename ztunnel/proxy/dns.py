@@ -75,7 +75,8 @@ class _Observer:
         workload = self._pod.workload()
         if workload is None:
             return query_type, protocol, UNKNOWN, UNKNOWN
-        return query_type, protocol, workload.canonical_name, workload.canonical_revision
+        service, revision = workload.canonical_name, workload.canonical_revision
+        return query_type, protocol, service or UNKNOWN, revision or UNKNOWN
 
     def _count(self, name: str, query_type: str, protocol: str) -> None:
         self._pod.context.counters.counter(name, *self._labels(query_type, protocol)).add()
