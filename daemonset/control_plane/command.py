@@ -104,6 +104,7 @@ def _add_mesh_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster-domain", default="cluster.local")
     parser.add_argument("--cluster-id", default="Kubernetes")
     parser.add_argument("--root-namespace", default="istio-system")
+    parser.add_argument("--revision", default="default")
     parser.add_argument(
         "--like-istio",
         action="store_true",
@@ -117,6 +118,7 @@ def _settings(arguments: argparse.Namespace) -> MeshSettings:
         trust_domain=arguments.trust_domain,
         cluster_domain=arguments.cluster_domain,
         root_namespace=arguments.root_namespace,
+        revision=arguments.revision,
         like_istio=arguments.like_istio,
         service_ips=SERVICE_IPS,
     )

@@ -22,7 +22,8 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """``hostnames`` and ``ips`` are its status addresses, as they stand there."""
+    """``hostnames`` and ``ips`` are the addresses of its status, as they stand there, else those
+    of its spec (one whose addresses are given is nobody's to deploy)."""
 
     meta: ObjectMeta
     class_name: str
@@ -51,7 +52,8 @@ def read_gateway(root: Section) -> Gateway:
         )
     hostnames: list[str] = []
     ips: list[str] = []
-    for item in root.section("status").sections("addresses"):
+    listed = root.section("status").sections("addresses") or spec.sections("addresses")
+    for item in listed:
         value = item.required_text("value")
         if item.text("type", "IPAddress") == "Hostname":
             hostnames.append(value)

@@ -23,15 +23,15 @@ def network_address(network: str, block: IPNetwork) -> NetworkAddress:
     return message
 
 
-def gateway_by_hostname(namespace: str, hostname: str) -> GatewayAddress:
-    message = GatewayAddress(hbone_mtls_port=HBONE_PORT)
+def gateway_by_hostname(namespace: str, hostname: str, port: int = HBONE_PORT) -> GatewayAddress:
+    message = GatewayAddress(hbone_mtls_port=port)
     message.hostname.namespace = namespace
     message.hostname.hostname = hostname
     return message
 
 
-def gateway_by_ip(network: str, address: str) -> GatewayAddress:
-    message = GatewayAddress(hbone_mtls_port=HBONE_PORT)
+def gateway_by_ip(network: str, address: str, port: int = HBONE_PORT) -> GatewayAddress:
+    message = GatewayAddress(hbone_mtls_port=port)
     message.address.network = network
     message.address.address = packed(address)
     return message

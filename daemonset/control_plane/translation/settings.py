@@ -39,6 +39,7 @@ class MeshSettings:
         cluster_domain: end of service hostnames.
         root_namespace: where policies hold for the whole mesh; its label
             ``topology.istio.io/network`` names the network.
+        revision: configuration with another label ``istio.io/rev`` is somebody else's.
         enablement: which pods are in the mesh: any of these.
         excluded_namespaces: pods that never are.
         like_istio: behave exactly as Istio where it fails open (see ``authorization`` and
@@ -52,6 +53,7 @@ class MeshSettings:
     trust_domain: str = "cluster.local"
     cluster_domain: str = "cluster.local"
     root_namespace: str = "istio-system"
+    revision: str = "default"
     enablement: tuple[EnablementSelector, ...] = DEFAULT_ENABLEMENT
     excluded_namespaces: frozenset[str] = frozenset({"kube-system"})
     like_istio: bool = False

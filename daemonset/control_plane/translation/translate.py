@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from daemonset.control_plane.objects.meta import ObjectKey, ObjectMeta
 from daemonset.control_plane.objects.objectset import ObjectSet
 from daemonset.control_plane.objects.pod import Pod
-from daemonset.control_plane.objects.section import EMPTY
 from daemonset.control_plane.objects.service_entry import ServiceEntry
 from daemonset.control_plane.objects.workload_entry import EntrySpec
 from daemonset.control_plane.translation.endpoints import (
@@ -27,8 +26,10 @@ from daemonset.control_plane.translation.enrolment import (
 )
 from daemonset.control_plane.translation.finding import Finding, Findings
 from daemonset.control_plane.translation.label_index import LabelIndex
+from daemonset.control_plane.translation.networks import NETWORK, REMOTE_CLASS, Networks
 from daemonset.control_plane.translation.policies import Policies
 from daemonset.control_plane.translation.resource import Resource
+from daemonset.control_plane.translation.revisions import of_revision
 from daemonset.control_plane.translation.service_info import ServiceInfo
 from daemonset.control_plane.translation.service_list import (
     Allocators,
@@ -81,14 +82,13 @@ class _Run:
         allocators: Allocators,
         captured: Set[tuple[str, str]] | None,
     ) -> None:
+        self._findings = Findings()
+        objects = of_revision(objects, settings.revision, self._findings)
         self._objects = objects
         self._settings = settings
         self._captured = captured
-        self._findings = Findings()
-        root = objects.namespaces.get(settings.root_namespace)
-        labels = root.meta.labels if root is not None else EMPTY
-        network = labels.get("topology.istio.io/network", "")
-        self._waypoints = Waypoints(objects, settings, network, self._findings)
+        self._networks = Networks(objects, settings)
+        self._waypoints = Waypoints(objects, settings, self._networks.own, self._findings)
         self._services = list_services(
             objects, self._waypoints, allocators, settings, self._findings
         )
@@ -101,13 +101,14 @@ class _Run:
         self._policies = Policies(
             objects, self._services, self._endpoints, index, settings, self._findings
         )
-        self._writer = WorkloadWriter(objects, settings, network)
-        self._network = network
+        self._writer = WorkloadWriter(objects, settings, self._networks)
 
     def run(self) -> Translation:
         self._report_shared_addresses()
         addresses: dict[str, Resource] = {}
-        for resource in service_resources(self._services, self._network):
+        for resource in service_resources(self._services, self._networks.own):
+            addresses[resource.name] = resource
+        for resource in self._networks.resources():
             addresses[resource.name] = resource
         for pod in self._pods:
             resource = self._pod(pod)
@@ -154,7 +155,8 @@ class _Run:
             self._report_not_captured(pod, policies, verdict.strict)
         services = self._endpoints.get(key, {})
         waypoint = self._waypoints.of_workload(pod.meta)
-        return self._writer.pod(pod, services, policies, waypoint, captured=captured)
+        tunnel = self._waypoints.application_tunnel(pod.meta)
+        return self._writer.pod(pod, services, policies, waypoint, tunnel, captured=captured)
 
     def _is_captured(self, pod: Pod) -> bool:
         if self._captured is not None:
@@ -193,6 +195,7 @@ class _Run:
             policies, _ = self._policies.of_workload(key, selectable_entry(entry).labels)
             services = self._endpoints.get(key, {})
             waypoint = self._waypoints.of_workload(entry.meta)
+            self._report_unreachable(key, "spec.network", entry.spec.network)
             resource = self._writer.workload_entry(entry, services, policies, waypoint)
             addresses[resource.name] = resource
         by_object: dict[ObjectKey, list[ServiceInfo]] = {}
@@ -203,13 +206,25 @@ class _Run:
             for resource in self._inline_endpoints(service_entry.meta, service_entry, hosts):
                 addresses[resource.name] = resource
 
+    def _report_unreachable(self, key: ObjectKey, field: str, network: str) -> None:
+        if not network or network == self._networks.own or self._networks.gateway_to(network):
+            return
+        self._findings.warning(
+            key,
+            field,
+            "NoNetworkGateway",
+            f"no gateway of network {network!r} is known: it cannot be reached.",
+            f"Add a Gateway of class {REMOTE_CLASS} with the label {NETWORK}: {network}.",
+        )
+
     def _inline_endpoints(
         self, meta: ObjectMeta, entry: ServiceEntry, hosts: list[ServiceInfo]
     ) -> list[Resource]:
         """Endpoints that stand in the entry; a host that is to be looked up in DNS and has none
         stands for itself. Resolution NONE has none: clients' own destination counts."""
         result: list[Resource] = []
-        for spec in entry.endpoints:
+        for number, spec in enumerate(entry.endpoints):
+            self._report_unreachable(meta.key, f"spec.endpoints[{number}].network", spec.network)
             services: ServicePorts = {
                 host.name: ports_of(host, spec.ports, is_pod=False) for host in hosts
             }

@@ -9,6 +9,7 @@ hostname that it will have, so that clients refuse with that reason until it is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from daemonset.control_plane.translation.gateway_address import (
     gateway_by_ip,
 )
 from daemonset.control_plane.translation.settings import MeshSettings
-from ztunnel.proto.workload_pb2 import GatewayAddress
+from ztunnel.proto.workload_pb2 import ApplicationTunnel, GatewayAddress
 
 USE = "istio.io/use-waypoint"
 USE_NAMESPACE = "istio.io/use-waypoint-namespace"
@@ -33,6 +34,11 @@ CANARY_NAMESPACE = "istio.io/use-waypoint-canary-namespace"
 CANARY_WEIGHT = "istio.io/use-waypoint-canary-weight"
 WAYPOINT_FOR = "istio.io/waypoint-for"
 MANAGED = "gateway.istio.io/managed"
+GATEWAY_NAME = "gateway.networking.k8s.io/gateway-name"
+BINDING = "ambient.istio.io/waypoint-inbound-binding"
+PROXY_LISTENER = "istio.io/PROXY"
+
+_BINDING = re.compile(r"(NONE|PROXY)(?:/([0-9]{1,5}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +128,8 @@ class Waypoints:
         gateway = self._objects.gateways.get((wanted.namespace, wanted.name))
         if not self._serves(gateway, wanted, traffic):
             return None
-        listener = _hbone_listener(gateway) if gateway is not None else None
-        if gateway is not None and listener is not None:
-            if not self._admits(listener, gateway, meta):
+        if gateway is not None:
+            if not self._admits(self._listener(gateway), gateway, meta):
                 message = f"Gateway {wanted.namespace}/{wanted.name} does not admit this namespace"
                 return self._missing(wanted, "AttachmentDenied", message)
             address = self._address(gateway)
@@ -161,7 +166,50 @@ class Waypoints:
         labels = gateway_class.meta.labels if gateway_class is not None else EMPTY
         return labels.get(WAYPOINT_FOR) or "service"
 
-    def _admits(self, listener: Listener, gateway: Gateway, meta: ObjectMeta) -> bool:
+    def application_tunnel(self, meta: ObjectMeta) -> ApplicationTunnel | None:
+        """How a pod that is a waypoint wants connections from its node's proxy, where that proxy
+        captures it: the annotation of its Gateway, else of the Gateway's class."""
+        gateway = self._objects.gateways.get((meta.namespace, meta.labels.get(GATEWAY_NAME, "")))
+        if gateway is None or self._address(gateway) is None:
+            return None
+        return self._inbound_binding(gateway)
+
+    def _inbound_binding(self, gateway: Gateway) -> ApplicationTunnel | None:
+        source = gateway.meta
+        gateway_class = self._objects.gateway_classes.get(gateway.class_name)
+        if BINDING not in source.annotations and gateway_class is not None:
+            source = gateway_class.meta
+        text = source.annotations.get(BINDING)
+        if text is None:
+            return None
+        found = _BINDING.fullmatch(text)
+        if found is None or int(found[2] or 0) > 65535:
+            self._findings.warning(
+                source.key,
+                f"metadata.annotations.{BINDING}",
+                "UnsupportedValue",
+                f"must be PROXY or NONE, with /PORT where it has one, not {text!r}: it has no "
+                "effect.",
+            )
+            return None
+        return ApplicationTunnel(protocol=found[1], port=int(found[2] or 0))
+
+    def _listener(self, gateway: Gateway) -> Listener | None:
+        """The one whose ``allowedRoutes`` count: that of the binding, else the one for HBONE."""
+        binding = self._inbound_binding(gateway)
+        for listener in gateway.listeners:
+            if binding is None:
+                break
+            if binding.port:
+                if listener.port == binding.port:
+                    return listener
+            elif binding.protocol and listener.protocol == PROXY_LISTENER:
+                return listener
+        return _hbone_listener(gateway)
+
+    def _admits(self, listener: Listener | None, gateway: Gateway, meta: ObjectMeta) -> bool:
+        if listener is None:
+            return gateway.meta.namespace == meta.namespace
         if listener.allowed_from == "All":
             return True
         if listener.allowed_selector is not None:
@@ -203,12 +251,11 @@ class Waypoints:
         name = source.labels.get(CANARY)
         if not name:
             return None
-        text = source.annotations.get(CANARY_WEIGHT, "")
+        text = source.annotations.get(CANARY_WEIGHT, "0")
         namespace = source.labels.get(CANARY_NAMESPACE) or meta.namespace
         gateway = self._objects.gateways.get((namespace, name))
         weight = int(text) if text.isascii() and text.isdigit() and len(text) < 4 else -1
         address = self._address(gateway) if gateway is not None else None
-        listener = _hbone_listener(gateway) if gateway is not None else None
         field, reason = f"metadata.labels.{CANARY}", "WaypointIsNotReady"
         problem = ""
         if not 0 <= weight <= 100:
@@ -216,9 +263,9 @@ class Waypoints:
             problem = f"must be a whole number from 0 to 100, not {text!r}"
         elif (namespace, name) == (primary.namespace, primary.name):
             reason, problem = "CanarySameAsPrimary", "the canary is the primary waypoint itself"
-        elif gateway is None or listener is None or address is None:
+        elif gateway is None or address is None:
             problem = f"waypoint {namespace}/{name} is not ready"
-        elif not self._admits(listener, gateway, meta):
+        elif not self._admits(self._listener(gateway), gateway, meta):
             reason = "AttachmentDenied"
             problem = f"Gateway {namespace}/{name} does not admit this namespace"
         elif self._traffic_type(gateway) not in (traffic, "all"):

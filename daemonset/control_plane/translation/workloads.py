@@ -21,10 +21,12 @@ from daemonset.control_plane.translation.naming import (
     canonical_revision,
     workload_name,
 )
+from daemonset.control_plane.translation.networks import Networks
 from daemonset.control_plane.translation.resource import Resource, workload_resource
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.control_plane.translation.waypoints import Binding
 from ztunnel.proto.workload_pb2 import (
+    ApplicationTunnel,
     Locality,
     NetworkMode,
     TunnelProtocol,
@@ -37,9 +39,10 @@ from ztunnel.proto.workload_pb2 import (
 class WorkloadWriter:
     """Writes workloads of one mesh."""
 
-    def __init__(self, objects: ObjectSet, settings: MeshSettings, network: str) -> None:
+    def __init__(self, objects: ObjectSet, settings: MeshSettings, networks: Networks) -> None:
         self._settings = settings
-        self._network = network
+        self._networks = networks
+        self._network = networks.own
         self._localities = {name: _locality(node) for name, node in objects.nodes.items()}
         self._trust_domain = (
             "" if settings.trust_domain == "cluster.local" else settings.trust_domain
@@ -51,11 +54,13 @@ class WorkloadWriter:
         services: ServicePorts,
         policies: list[str],
         waypoint: Binding | None,
+        tunnel: ApplicationTunnel | None,
         *,
         captured: bool,
     ) -> Resource:
         """A pod that has an address. ``captured``: it is reached through HBONE by its node's
-        proxy; a pod may also bring its own tunnel end."""
+        proxy; a pod may also bring its own tunnel end. ``tunnel``: how the node's proxy hands over
+        connections, for a waypoint that is captured itself."""
         meta = pod.meta
         labels = meta.labels
         workload = workload_name(meta)
@@ -89,6 +94,8 @@ class WorkloadWriter:
             message.locality.CopyFrom(locality)
         if waypoint is not None:
             message.waypoint.CopyFrom(waypoint.address)
+        if tunnel is not None:
+            message.application_tunnel.CopyFrom(tunnel)
         # Host addresses belong to many: nobody must find one pod by them.
         aliases = [] if pod.host_network else [f"{self._network}/{ip}" for ip in pod.ips]
         return workload_resource(message, aliases)
@@ -148,6 +155,9 @@ class WorkloadWriter:
             status=WorkloadStatus.HEALTHY,
             cluster_id=self._settings.cluster_id,
         )
+        gateway = self._networks.gateway_to(message.network)
+        if gateway is not None:
+            message.network_gateway.CopyFrom(gateway)
         region, zone, subzone = ([*spec.locality.split("/", 2), "", ""])[:3]
         if region:
             message.locality.CopyFrom(Locality(region=region, zone=zone, subzone=subzone))

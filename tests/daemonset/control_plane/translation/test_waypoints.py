@@ -241,3 +241,85 @@ def test_ingress_goes_through_by_label_of_object_or_namespace() -> None:
     assert mesh(namespace=label).service(NAME).ingress_use_waypoint
     off = "{istio.io/ingress-use-waypoint: 'false'}"
     assert not mesh(namespace=label, service=off).service(NAME).ingress_use_waypoint
+
+
+SANDWICH = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: wp, namespace: shop, annotations: {annotations}}}
+spec:
+  gatewayClassName: sandwich
+  listeners: [{{name: proxy, port: 15088, protocol: istio.io/PROXY, {allowed}}}]
+status: {{addresses: [{{type: Hostname, value: wp.shop.svc.cluster.local}}]}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {{name: sandwich, annotations: {by_class}}}
+spec: {{controllerName: example.com/gateway}}
+---
+"""
+INSTANCE = "{gateway.networking.k8s.io/gateway-name: wp}"
+BINDING = "ambient.istio.io/waypoint-inbound-binding"
+
+
+@pytest.mark.parametrize(
+    ("annotations", "by_class", "expected", "reasons"),
+    [
+        ("{}", "{}", None, []),
+        ("{}", f"{{{BINDING}: PROXY/15088}}", (1, 15088), []),
+        (f"{{{BINDING}: PROXY}}", f"{{{BINDING}: PROXY/15088}}", (1, 0), []),
+        (f"{{{BINDING}: NONE}}", "{}", (0, 0), []),
+        (f"{{{BINDING}: HTTP/80}}", "{}", None, ["UnsupportedValue"]),
+        (f"{{{BINDING}: PROXY/70000}}", "{}", None, ["UnsupportedValue"]),
+    ],
+)
+def test_a_captured_waypoint_says_how_it_wants_its_connections(
+    annotations: str, by_class: str, expected: tuple[int, int] | None, reasons: list[str]
+) -> None:
+    gateway = SANDWICH.format(
+        annotations=annotations,
+        by_class=by_class,
+        allowed="allowedRoutes: {namespaces: {from: Same}}",
+    )
+    result = mesh(gateway, pod=INSTANCE)
+    workload = result.workload("web")
+    tunnel = workload.application_tunnel
+    found = (tunnel.protocol, tunnel.port) if workload.HasField("application_tunnel") else None
+    assert found == expected
+    assert result.reasons == reasons
+    assert not mesh(gateway).workload("web").HasField("application_tunnel")
+
+
+def test_the_listener_of_the_binding_says_whom_a_waypoint_admits() -> None:
+    elsewhere = "{istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: shop}"
+    other = """
+apiVersion: v1
+kind: Service
+metadata: {name: other, namespace: street, labels: LABELS}
+---
+""".replace("LABELS", elsewhere)
+    for allowed, reasons in (("All", []), ("Same", ["AttachmentDenied"])):
+        gateway = SANDWICH.format(
+            annotations=f"{{{BINDING}: PROXY}}",
+            by_class="{}",
+            allowed=f"allowedRoutes: {{namespaces: {{from: {allowed}}}}}",
+        )
+        result = mesh(gateway + other)
+        assert result.reasons == reasons
+        waypoint = result.service("street/other.street.svc.cluster.local").waypoint
+        assert place(waypoint) == WP
+
+
+def test_a_gateway_whose_addresses_are_given_needs_no_status() -> None:
+    given = gateway(addresses="[]").replace(
+        "gatewayClassName: istio-waypoint",
+        "gatewayClassName: istio-waypoint\n  addresses: [{value: 10.9.9.9}]",
+    )
+    assert waypoints(mesh(given, namespace=USE))[0] == "[10, 9, 9, 9]:15008"
+
+
+def test_a_canary_without_a_weight_gets_nothing_yet() -> None:
+    labels = "{istio.io/use-waypoint: wp, istio.io/use-waypoint-canary: next}"
+    new = gateway(name="next", addresses="[{type: Hostname, value: next.shop}]")
+    weighted = mesh(gateway(), new, service=labels).service(NAME).weighted_waypoints
+    assert [one.weight for one in weighted] == [100, 0]
