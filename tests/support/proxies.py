@@ -117,7 +117,7 @@ class Proxies:
     def apply(self, *resources: Resource, removed: Sequence[str] = ()) -> None:
         """One step of the mesh, as an update from the control process makes it."""
         changes = self.state.apply(Batch(resources, removed))
-        self.context.registry.rejudge(self.state, changes)
+        self.context.registry.rejudge(self.state, changes, self.pods)
         for pod in self.pods.values():
             pod.mesh_changed()
 

@@ -49,6 +49,14 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.workloads or self.services or self.policies)
 
+    def names(self, resource: Resource) -> bool:
+        """Whether the step may have changed this resource."""
+        if isinstance(resource, Workload):
+            return resource.uid in self.workloads
+        if isinstance(resource, Service):
+            return resource.key in self.services
+        return resource.key in self.policies
+
     def note_policy(self, policy: Authorization) -> None:
         """A policy in a version before or after the step."""
         self.policies.add(policy.key)

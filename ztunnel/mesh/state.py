@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 
-from ztunnel.mesh.changes import Batch, Changes, Resource
+from ztunnel.mesh.changes import Batch, Changes
 from ztunnel.mesh.identity import Identity
 from ztunnel.mesh.policy import Authorization
 from ztunnel.mesh.policy_table import EffectivePolicies, PolicyTable
@@ -71,16 +71,17 @@ class MeshState:
         changes.generation = self.generation
         return changes
 
-    def replace(self, resources: Iterable[Resource]) -> Changes:
-        """Make the state hold exactly `resources`, in one step."""
-        upserts = list(resources)
-        workloads = {r.uid for r in upserts if isinstance(r, Workload)}
-        services = {r.key for r in upserts if isinstance(r, Service)}
-        policies = {r.key for r in upserts if isinstance(r, Authorization)}
-        removed = [w.uid for w in self.workloads if w.uid not in workloads]
-        removed += [record.key for record in self.services if record.key not in services]
-        removed_policies = [p.key for p in self._policies if p.key not in policies]
-        return self.apply(Batch(upserts, removed, removed_policies))
+    def replace_policies(self, policies: Sequence[Authorization]) -> Changes:
+        """Make the state hold exactly these policies, in one step."""
+        keys = {policy.key for policy in policies}
+        gone = [policy.key for policy in self._policies if policy.key not in keys]
+        return self.apply(Batch(policies, removed_policies=gone))
+
+    def keep_only(self, names: Container[str]) -> Changes:
+        """Remove every workload and service that `names` does not name, in one step."""
+        gone = [workload.uid for workload in self.workloads if workload.uid not in names]
+        gone += [record.key for record in self.services if record.key not in names]
+        return self.apply(Batch(removed=gone))
 
     def upsert_workload(self, workload: Workload) -> Changes:
         """`apply` for one workload."""

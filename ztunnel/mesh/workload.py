@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple
 
 from ztunnel.mesh.identity import Identity
@@ -158,10 +160,44 @@ class Workload:
     placement: Placement = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        identity = Identity(self.trust_domain, self.namespace, self.service_account)
-        placement = Placement(self.network, *self.locality, self.node, self.cluster_id)
-        object.__setattr__(self, "identity", identity)
-        object.__setattr__(self, "placement", placement)
+        # Most values are those of many workloads: one copy of each is enough, also where they
+        # came in different messages.
+        share = object.__setattr__
+        for name in _REPEATED:
+            share(self, name, sys.intern(getattr(self, name)))
+        share(self, "identity", _identity(self.trust_domain, self.namespace, self.service_account))
+        place = _placement(self.network, *self.locality, self.node, self.cluster_id)
+        share(self, "placement", place)
+        if self.services:
+            ports = tuple((key, tuple(of.items())) for key, of in self.services.items())
+            share(self, "services", _services(ports))
+
+    def __reduce__(self) -> tuple[type[Workload], tuple[object, ...]]:
+        """What is derived and shared is so again in the process that reads it."""
+        return Workload, tuple(getattr(self, name) for name in _GIVEN)
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name or self.uid}"
+
+
+_GIVEN = tuple(one.name for one in fields(Workload) if one.init)
+_REPEATED = (
+    "namespace",
+    "network",
+    "trust_domain",
+    "service_account",
+    "node",
+    "canonical_name",
+    "canonical_revision",
+    "workload_name",
+    "cluster_id",
+)
+_identity = lru_cache(maxsize=65_536)(Identity)
+_placement = lru_cache(maxsize=65_536)(Placement)
+
+
+@lru_cache(maxsize=65_536)
+def _services(
+    ports: tuple[tuple[str, tuple[tuple[int, int], ...]], ...],
+) -> Mapping[str, Mapping[int, int]]:
+    return {sys.intern(key): dict(of) for key, of in ports}

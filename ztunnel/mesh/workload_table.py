@@ -10,6 +10,9 @@ from ztunnel.mesh.workload import NetworkMode, TunnelProtocol, Workload, Workloa
 
 _Key = TypeVar("_Key")
 
+# One workload under a key, or several by uid: a dictionary for each would weigh more than they do.
+_Index = dict[_Key, Workload | dict[str, Workload]]
+
 
 def _address_rank(workload: Workload) -> tuple[int, bool, str]:
     """Which of several workloads an address belongs to: the greatest.
@@ -30,10 +33,10 @@ class WorkloadTable:
 
     def __init__(self) -> None:
         self._by_uid: dict[str, Workload] = {}
-        self._by_address: dict[str, dict[str, list[Workload]]] = {}
-        self._by_hostname: dict[str, dict[str, Workload]] = {}
-        self._by_pod: dict[tuple[str, str], dict[str, Workload]] = {}
-        self._by_identity: dict[Identity, dict[str, Workload]] = {}
+        self._by_address: dict[str, dict[str, Workload | list[Workload]]] = {}
+        self._by_hostname: _Index[str] = {}
+        self._by_pod: dict[str, _Index[str]] = {}
+        self._by_identity: _Index[Identity] = {}
 
     def __len__(self) -> int:
         return len(self._by_uid)
@@ -50,22 +53,22 @@ class WorkloadTable:
         of_network = self._by_address.get(network)
         if of_network is None:
             return None
-        workloads = of_network.get(ip)
-        return workloads[0] if workloads is not None else None
+        found = of_network.get(ip)
+        return found[0] if isinstance(found, list) else found
 
     def find_by_hostname(self, hostname: str) -> list[Workload]:
         """Every workload of that hostname."""
-        return list(self._by_hostname.get(hostname.lower(), {}).values())
+        return _all(self._by_hostname, hostname.lower())
 
     def find_by_identity(self, identity: Identity) -> list[Workload]:
         """Every workload that runs as `identity`."""
-        return list(self._by_identity.get(identity, {}).values())
+        return _all(self._by_identity, identity)
 
     def find_pod(
         self, name: str, namespace: str, service_account: str, node: str
     ) -> Workload | None:
         """A pod as a node agent names it; `node` "" takes it from any node."""
-        for workload in self._by_pod.get((namespace, name), {}).values():
+        for workload in _all(self._by_pod.get(namespace, {}), name):
             if workload.service_account == service_account and node in ("", workload.node):
                 return workload
         return None
@@ -74,18 +77,21 @@ class WorkloadTable:
         """Take over a workload; gives the version it replaces."""
         old = self.pop(workload.uid)
         self._by_uid[workload.uid] = workload
-        self._by_pod.setdefault((workload.namespace, workload.name), {})[workload.uid] = workload
-        self._by_identity.setdefault(workload.identity, {})[workload.uid] = workload
+        _add(self._by_pod.setdefault(workload.namespace, {}), workload.name, workload)
+        _add(self._by_identity, workload.identity, workload)
         if workload.hostname:
-            named = self._by_hostname.setdefault(workload.hostname.lower(), {})
-            named[workload.uid] = workload
+            _add(self._by_hostname, workload.hostname.lower(), workload)
         if workload.network_mode is NetworkMode.STANDARD:
             of_network = self._by_address.setdefault(workload.network, {})
-            for ip in workload.addresses:
-                workloads = of_network.setdefault(ip, [])
-                if all(other is not workload for other in workloads):
-                    workloads.append(workload)
-                    workloads.sort(key=_address_rank, reverse=True)
+            for ip in dict.fromkeys(workload.addresses):
+                known = of_network.get(ip)
+                if known is None:
+                    of_network[ip] = workload
+                else:
+                    several = known if isinstance(known, list) else [known]
+                    several.append(workload)
+                    several.sort(key=_address_rank, reverse=True)
+                    of_network[ip] = several
         return old
 
     def pop(self, uid: str) -> Workload | None:
@@ -93,23 +99,49 @@ class WorkloadTable:
         old = self._by_uid.pop(uid, None)
         if old is None:
             return None
-        _discard(self._by_pod, (old.namespace, old.name), uid)
+        of_namespace = self._by_pod[old.namespace]
+        _discard(of_namespace, old.name, uid)
+        if not of_namespace:
+            del self._by_pod[old.namespace]
         _discard(self._by_identity, old.identity, uid)
         if old.hostname:
             _discard(self._by_hostname, old.hostname.lower(), uid)
         if old.network_mode is NetworkMode.STANDARD:
-            of_network = self._by_address[old.network]
-            for ip in old.addresses:
-                workloads = [w for w in of_network.get(ip, []) if w.uid != uid]
-                if workloads:
-                    of_network[ip] = workloads
+            of_network = self._by_address.get(old.network, {})
+            for ip in dict.fromkeys(old.addresses):
+                known = of_network[ip]
+                left = [w for w in known if w.uid != uid] if isinstance(known, list) else []
+                if left:
+                    of_network[ip] = left[0] if len(left) == 1 else left
                 else:
-                    of_network.pop(ip, None)
+                    del of_network[ip]
+            if not of_network:
+                self._by_address.pop(old.network, None)
         return old
 
 
-def _discard(index: dict[_Key, dict[str, Workload]], key: _Key, uid: str) -> None:
-    of_key = index[key]
-    del of_key[uid]
-    if not of_key:
+def _add(index: _Index[_Key], key: _Key, workload: Workload) -> None:
+    known = index.get(key)
+    if known is None:
+        index[key] = workload
+    elif isinstance(known, dict):
+        known[workload.uid] = workload
+    else:
+        index[key] = {known.uid: known, workload.uid: workload}
+
+
+def _discard(index: _Index[_Key], key: _Key, uid: str) -> None:
+    known = index[key]
+    if isinstance(known, dict):
+        del known[uid]
+        if len(known) == 1:
+            (index[key],) = known.values()
+    else:
         del index[key]
+
+
+def _all(index: _Index[_Key], key: _Key) -> list[Workload]:
+    known = index.get(key)
+    if known is None:
+        return []
+    return list(known.values()) if isinstance(known, dict) else [known]

@@ -85,6 +85,8 @@ class CertificateDesk:
         self._workers = workers
         self._counters = counters
         self._prefetched: set[Identity] = set()
+        self._local: dict[str, Identity] = {}  # of this node's workloads, by uid
+        self._running: dict[Identity, set[str]] = {}  # and the other way round
         self._crl = CrlFile(config.ca.crl_path) if config.ca.crl_path is not None else None
         self.manager = CertificateManager(
             Authority(config, counters), ttl=config.ca.certificate_lifetime
@@ -123,18 +125,31 @@ class CertificateDesk:
             return
         for uid in changes.workloads:
             workload = self._state.workload(uid)
-            if workload is None or workload.node != node:
-                continue
-            if workload.tunnel_protocol is TunnelProtocol.HBONE or workload.native_tunnel:
-                self._prefetched.add(workload.identity)
-                self.manager.prefetch(workload.identity)
-        for identity in [*self._prefetched] if changes.workloads else ():
-            local = self._state.workloads_by_identity(identity)
-            if not any(workload.node == node for workload in local):
-                self._prefetched.discard(identity)
-                self.manager.forget(identity)
+            here = workload if workload is not None and workload.node == node else None
+            if here is not None and (
+                here.tunnel_protocol is TunnelProtocol.HBONE or here.native_tunnel
+            ):
+                self._prefetched.add(here.identity)
+                self.manager.prefetch(here.identity)
+            self._runs_as(uid, here.identity if here is not None else None)
+
+    def _runs_as(self, uid: str, identity: Identity | None) -> None:
+        """A workload of this node now has that identity, or is no more."""
+        before = self._local.pop(uid, None)
+        if identity is not None:
+            self._local[uid] = identity
+            self._running.setdefault(identity, set()).add(uid)
+        if before is None or before == identity:
+            return
+        others = self._running[before]
+        others.discard(uid)
+        if not others:
+            del self._running[before]
+            if before in self._prefetched:
+                self._prefetched.discard(before)
+                self.manager.forget(before)
                 for worker in self._workers.values():
-                    worker.identities.discard(identity.uri)
+                    worker.identities.discard(before.uri)
 
     async def settled(self, identities: Iterable[Identity], seconds: float) -> list[str]:
         """Waits until the CA has answered for each of these, well or not, for so long at most.

@@ -288,7 +288,7 @@ class Control:
         await self._look_up_again(looked_up)
         if worker.gone:
             return
-        self.feed.welcome(worker)
+        await self.feed.welcome(worker)
         self.pods.welcome(worker)
         self.readiness.done(PROXY_TASK)
         self._first_worker.set()

@@ -2,13 +2,17 @@
 
 import logging
 import select
+import time
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
-from ztunnel.process.channel import Channel, Message
+from ztunnel.process.channel import Channel, Message, close_all
 from ztunnel.relay.engine import Engine
 
 log = logging.getLogger("ztunnel.worker")
+
+_AT_ONCE: Final = 0.003  # seconds
 
 
 class Link:
@@ -32,6 +36,7 @@ class Link:
         self._lost = lost
         self._dirty = False
         self._mask = int(select.EPOLLIN)
+        self._waiting: deque[Message] = deque()
         self.open = True
         engine.register(channel.fileno(), self, self._mask)
 
@@ -55,16 +60,29 @@ class Link:
         if events & select.EPOLLOUT:
             self.flush()
         if events & ~select.EPOLLOUT and self.open:
+            if self._waiting:
+                return  # what has come already is first
             messages = self._channel.receive()
             if messages is None:
                 self.close()
                 self._lost()
                 return
-            for message in messages:
-                try:
-                    self._received(message)
-                except Exception:  # one message must not cost the channel
-                    log.exception("message of kind %d could not be served", message.kind)
+            self._waiting.extend(messages)
+            self._serve()
+
+    def _serve(self) -> None:
+        """Serves messages for some milliseconds; the others wait for the next round, so that
+        flows have their turn between the pieces of a large mesh."""
+        until = time.monotonic() + _AT_ONCE
+        while self._waiting and self.open:
+            message = self._waiting.popleft()
+            try:
+                self._received(message)
+            except Exception:  # one message must not cost the channel
+                log.exception("message of kind %d could not be served", message.kind)
+            if self._waiting and time.monotonic() > until:
+                self._engine.call_later(self._serve)
+                return
 
     def flush(self) -> None:
         """Writes what the socket takes."""
@@ -88,5 +106,7 @@ class Link:
         """Stops; `lost` is not called."""
         if self.open:
             self.open = False
+            while self._waiting:
+                close_all(self._waiting.popleft().fds)
             self._channel.discard()
             self._engine.close_later(self._channel.socket)

@@ -21,6 +21,8 @@ log = logging.getLogger("ztunnel.control")
 ADDRESS_TYPE: Final = "type.googleapis.com/istio.workload.Address"
 AUTHORIZATION_TYPE: Final = "type.googleapis.com/istio.security.Authorization"
 
+PIECE: Final = 200  # resources at a time, which take a worker some milliseconds
+
 
 class MeshFeed:
     """The mesh state of the node, and its way to the workers.
@@ -42,19 +44,27 @@ class MeshFeed:
         """Calls `listener` after each step that changed something."""
         self._listeners.append(listener)
 
-    def welcome(self, worker: WorkerLink) -> None:
+    async def welcome(self, worker: WorkerLink) -> None:
         """A worker is to have everything, and to hear of each step from now on.
 
         Only once the state is whole: to a worker that outlived a former control process the
-        snapshot says what is no more, and it ends the connections that this forbids.
+        snapshot says what is no more, and it ends the connections that this forbids. Policies
+        come first and at once, the rest piece by piece, with updates between the pieces.
         """
-        resources: list[Resource] = [
-            *self.state.workloads,
-            *(record.service for record in self.state.services if record.service is not None),
-            *self.state.policies(),
-        ]
-        worker.send(messages.UPDATE, self._sequence, pickle.dumps(resources), [], [], True)
+        state = self.state
         worker.welcome = True
+        worker.send(messages.SNAPSHOT, pickle.dumps(list(state.policies())))
+        names = [workload.uid for workload in state.workloads]
+        names += [record.key for record in state.services]
+        for start in range(0, len(names), PIECE):
+            await trio.lowlevel.checkpoint()
+            if worker.gone:
+                return
+            # As they are now: a change since the start must not be undone.
+            found = [state.workload(n) or state.service(n) for n in names[start : start + PIECE]]
+            resources = [resource for resource in found if resource is not None]
+            worker.send(messages.UPDATE, self._sequence, pickle.dumps(resources), [], [])
+        worker.send(messages.SNAPSHOT_END)
 
     async def apply(
         self,
@@ -64,25 +74,42 @@ class MeshFeed:
     ) -> None:
         """Makes one step here and in every worker; returns when they have made it.
 
-        A worker that is stuck is not waited for much longer than the others take.
+        Workloads and services beyond a few hundred come in several steps, so that neither this
+        process nor the workers stand still meanwhile. Policies never do: half of them may allow
+        less, or more, than the whole. A worker that is stuck is not waited for much longer than
+        the others take.
         """
-        changes = self.state.apply(Batch(upserts, removed, removed_policies))
+        told: set[WorkerLink] = set()
+        if not any(isinstance(resource, Authorization) for resource in upserts):
+            while len(upserts) > PIECE:
+                told |= self._step(Batch(upserts[:PIECE], removed, removed_policies))
+                upserts, removed, removed_policies = upserts[PIECE:], (), ()
+                await trio.lowlevel.checkpoint()
+        told |= self._step(Batch(upserts, removed, removed_policies))
+        async with trio.open_nursery() as nursery:
+            for worker in told:
+                nursery.start_soon(worker.wait_applied, self._sequence)
+
+    def _step(self, batch: Batch) -> set[WorkerLink]:
+        """Gives the workers that have been told, which are none where nothing changed."""
+        changes = self.state.apply(batch)
         if not changes:
-            return
+            return set()
         self._sequence += 1
-        sequence = self._sequence
-        body = pickle.dumps(list(upserts))
+        body = pickle.dumps([resource for resource in batch.upserts if changes.names(resource)])
         # No await since the state changed: a worker is welcomed before this step or after it.
-        workers = [worker for worker in self._workers() if worker.welcome]
+        workers = {worker for worker in self._workers() if worker.welcome}
         for worker in workers:
             worker.send(
-                messages.UPDATE, sequence, body, list(removed), list(removed_policies), False
+                messages.UPDATE,
+                self._sequence,
+                body,
+                list(batch.removed),
+                list(batch.removed_policies),
             )
         for listener in self._listeners:
             listener(changes)
-        async with trio.open_nursery() as nursery:
-            for worker in workers:
-                nursery.start_soon(worker.wait_applied, sequence)
+        return workers
 
     async def replace_local(self, resources: Iterable[Resource]) -> None:
         """A local file was read (anew): what it said before and does not say now is removed.
@@ -112,7 +139,9 @@ class MeshFeed:
         decode = _DECODERS[type_url]
         upserts: list[Resource] = []
         refused: list[tuple[str, str]] = []
-        for name, body in resources:
+        for number, (name, body) in enumerate(resources):
+            if number % PIECE == PIECE - 1:
+                await trio.lowlevel.checkpoint()
             try:
                 upserts.append(decode(body))
             except ResourceError as error:

@@ -20,7 +20,9 @@ DRAIN: Final = 4  # seconds: float             take nothing new; workers end wit
 JOIN_AGAIN: Final = 6  # number of the join: int: its channel to the control process broke
 
 # control process -> worker
-UPDATE: Final = 10  # sequence, resources: bytes, removed, removed policies, snapshot: bool
+SNAPSHOT: Final = 20  # policies: bytes       all there are; the rest of the mesh comes in updates
+SNAPSHOT_END: Final = 21  #                     that was all: what has not come is no more
+UPDATE: Final = 10  # sequence, resources: bytes, removed, removed policies
 POD: Final = 11  # uid, serial: int, name, namespace, service account, has a namespace: bool,
 #                  kinds of listeners: list[str]; fds: [namespace, *listeners of a predecessor]
 POD_GONE: Final = 12  # uid

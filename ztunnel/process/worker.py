@@ -5,6 +5,7 @@ serves from what it has while that process is away. It imports neither gRPC
 nor Kubernetes nor a metrics library: memory is paid per worker.
 """
 
+import gc
 import logging
 import pickle
 import signal
@@ -20,8 +21,9 @@ from ztunnel.config import Config
 from ztunnel.config.model import UnknownPolicy
 from ztunnel.linux.fds import raise_file_limit
 from ztunnel.linux.netns import NetworkNamespace
-from ztunnel.mesh.changes import Batch
+from ztunnel.mesh.changes import Batch, Changes, Resource
 from ztunnel.mesh.state import MeshState
+from ztunnel.mesh.workload import Workload
 from ztunnel.process import messages
 from ztunnel.process.channel import Channel, Message
 from ztunnel.process.link import Link
@@ -66,6 +68,8 @@ class Worker:
         self._control: Link | None = None
         self._supervisor: Link | None = None
         self._pods: dict[str, PodProxy] = {}
+        self._judged: dict[str, Workload | None] = {}  # by pod: what its connections were judged by
+        self._snapshot_names: set[str] | None = None
         self._waiting: dict[str, list[trio.Event]] = {}
         self._joined = 0  # number of the channel to the control process
         self._draining = False
@@ -201,6 +205,11 @@ class Worker:
         kind, values = message.kind, message.values
         if kind == messages.UPDATE:
             self._update(*values)
+        elif kind == messages.SNAPSHOT:
+            self._snapshot_names = set()
+            self._changed(self._state.replace_policies(pickle.loads(values[0])))
+        elif kind == messages.SNAPSHOT_END:
+            self._end_snapshot()
         elif kind == messages.POD:
             self._add_pod(message)
         elif kind == messages.POD_GONE:
@@ -226,19 +235,39 @@ class Worker:
         resources: bytes,
         removed: Sequence[str],
         removed_policies: Sequence[str],
-        snapshot: bool,
     ) -> None:
         # Our own control process made this, from what it has checked.
-        upserts = pickle.loads(resources)
-        if snapshot:
-            changes = self._state.replace(upserts)
-        else:
-            changes = self._state.apply(Batch(upserts, removed, removed_policies))
-        if changes:
-            self.context.registry.rejudge(self._state, changes)
-            for pod in self._pods.values():
-                pod.mesh_changed()
+        upserts: list[Resource] = pickle.loads(resources)
+        if self._snapshot_names is not None:
+            self._snapshot_names.update(
+                one.uid if isinstance(one, Workload) else one.key for one in upserts
+            )
+        self._changed(self._state.apply(Batch(upserts, removed, removed_policies)))
         self._send(messages.APPLIED, sequence)
+
+    def _end_snapshot(self) -> None:
+        names, self._snapshot_names = self._snapshot_names, None
+        self._changed(self._state.keep_only(names or ()))
+        if not self._pods:
+            # The mesh is most of what lives here, and lives long: the collector of cycles must
+            # not walk through it while bytes wait. Without pods there are no cycles to lose.
+            gc.collect()
+            gc.freeze()
+
+    def _changed(self, changes: Changes) -> None:
+        if not changes:
+            return
+        affected = set()
+        for uid, pod in self._pods.items():
+            workload, judged = pod.workload(), self._judged.get(uid)
+            same = workload is not None and judged is not None and workload.uid == judged.uid
+            if not same or any(one is None or changes.rejudge(one) for one in (workload, judged)):
+                affected.add(uid)
+            self._judged[uid] = workload
+        if affected:
+            self.context.registry.rejudge(self._state, changes, affected)
+        for pod in self._pods.values():
+            pod.mesh_changed()
 
     def _add_pod(self, message: Message) -> None:
         uid, serial, name, namespace, account, has_namespace, kinds = message.values
@@ -287,6 +316,7 @@ class Worker:
 
     def _remove_pod(self, uid: str) -> None:
         pod = self._pods.pop(uid, None)
+        self._judged.pop(uid, None)
         if pod is None:
             return
         workload = pod.workload()

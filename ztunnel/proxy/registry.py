@@ -1,6 +1,7 @@
 """The live connections of a worker, so that they can be listed, counted and judged again."""
 
 import logging
+from collections.abc import Container
 from typing import Any, Protocol
 
 from ztunnel.mesh.changes import Changes
@@ -52,9 +53,10 @@ class Registry:
         """Idempotent."""
         self._live.discard(connection)
 
-    def rejudge(self, state: MeshState, changes: Changes) -> None:
-        """Lets every connection look at what changed. One that cannot be judged is ended."""
-        for connection in list(self._live):
+    def rejudge(self, state: MeshState, changes: Changes, uids: Container[str]) -> None:
+        """Lets every connection of these pods look at what changed. One that cannot be judged is
+        ended."""
+        for connection in [one for one in self._live if one.uid in uids]:
             try:
                 connection.rejudge(state, changes)
             except Exception as error:

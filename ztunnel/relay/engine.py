@@ -259,6 +259,8 @@ class Engine:
             if not events:
                 break
         self._end_of_round()
+        if self._later:
+            self._wake.set()  # what was asked for before the wake was served would wait for ever
 
     def _end_of_round(self) -> None:
         # A flush may make other items dirty (a window opened, a stream closed).

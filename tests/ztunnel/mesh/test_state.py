@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from dataclasses import replace
 
@@ -82,20 +83,27 @@ def test_changes_name_the_services_whose_endpoints_changed() -> None:
     assert state.remove(WEB_1.uid).services == {other.key}
 
 
-def test_replace_leaves_exactly_what_it_is_given() -> None:
-    state = mesh(CLIENT, WEB, WEB_1, allow("a"), deny("d"))
-    changes = state.replace([WEB_1, deny("d"), deny("e")])
+def test_policies_are_replaced_as_a_whole() -> None:
+    state = mesh(CLIENT, allow("a"), deny("d"))
+    changes = state.replace_policies([deny("d"), deny("e")])
+    assert {policy.key for policy in state.policies()} == {"shop/d", "shop/e"}
+    assert changes.policies == {"shop/a", "shop/e"}
+    assert list(state.workloads) == [CLIENT]
+
+
+def test_workloads_and_services_that_nobody_names_are_removed() -> None:
+    state = mesh(CLIENT, WEB, WEB_1, deny("d"))
+    changes = state.keep_only({WEB_1.uid})
     assert list(state.workloads) == [WEB_1]
     assert state.service(WEB.key) is None
-    assert {policy.key for policy in state.policies()} == {"shop/d", "shop/e"}
     assert changes.removed_workloads == {CLIENT.uid}
-    assert changes.policies == {"shop/a", "shop/e"}
+    assert [policy.key for policy in state.policies()] == ["shop/d"]
 
 
 def test_a_policy_may_have_the_name_of_a_service() -> None:
     namesake = deny(WEB.hostname)
     state = mesh(WEB, namesake)
-    state.replace([namesake])
+    state.keep_only(())
     assert state.service(WEB.key) is None
     state.remove(namesake.key)
     assert state.policy(namesake.key) == namesake
@@ -269,7 +277,8 @@ def test_any_history_gives_the_indexes_of_a_state_made_afresh(
             state.effective_policies(workload)
     afresh = mesh(*model.values())
     assert answers(state) == answers(afresh)
-    state.replace([])
+    state.keep_only(())
+    state.replace_policies([])
     assert answers(state) == answers(MeshState())
 
 
@@ -318,3 +327,15 @@ def test_only_the_services_own_endpoints_are_looked_at() -> None:
     assert record is not None
     assert list(record.endpoints) == [WEB_1.uid]
     assert len(record.selections) == 1
+
+
+def test_what_workloads_have_in_common_is_there_once_and_stays_so_between_processes() -> None:
+    first = pod("a", "10.0.0.1", service_account="web", services=behind(WEB), node="n")
+    second = pod("b", "10.0.0.2", service_account="web", services=behind(WEB), node="n")
+    copies = [pickle.loads(pickle.dumps(one)) for one in (first, second)]
+    assert copies == [first, second]
+    for one in (second, *copies):
+        assert one.services is first.services
+        assert one.identity is first.identity
+        assert one.placement is first.placement
+        assert one.namespace is first.namespace
