@@ -114,9 +114,14 @@ class Proxies:
         self.state.lookup_finished(key)
         return True
 
-    def apply(self, *resources: Resource, removed: Sequence[str] = ()) -> None:
+    def apply(
+        self,
+        *resources: Resource,
+        removed: Sequence[str] = (),
+        removed_policies: Sequence[str] = (),
+    ) -> None:
         """One step of the mesh, as an update from the control process makes it."""
-        changes = self.state.apply(Batch(resources, removed))
+        changes = self.state.apply(Batch(resources, removed, removed_policies))
         self.context.registry.rejudge(self.state, changes, self.pods)
         for pod in self.pods.values():
             pod.mesh_changed()

@@ -76,6 +76,10 @@ class Context:
         self.warned_source = False
         self.mark = sockets.packet_mark
         self.keepalive = _keepalive(config)
+        # Of every tunnelled connection, so that it is at hand.
+        self.answered = counters.histogram(
+            "ztunnel_handshake_duration_seconds", "outbound", "answer", "ok"
+        )
         self._paths: dict[str, tuple[Cell, Cell]] = {}
         self.keep_source = sockets.original_source is not OriginalSource.NEVER
         self.must_keep_source = sockets.original_source is OriginalSource.ALWAYS

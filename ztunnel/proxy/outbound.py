@@ -49,8 +49,8 @@ class Outbound(Connection):
     """One connection from a pod, from accept to its log line."""
 
     __slots__ = (
-        "_asked_at", "_connecting", "_decision", "_key", "_names", "_pod", "_sock", "_stream",
-        "_tried", "_tunnel", "_workload", "destination",
+        "_asked_at", "_connecting", "_decision", "_failure", "_key", "_names", "_pod", "_sock",
+        "_stream", "_tried", "_tunnel", "_workload", "destination",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +73,7 @@ class Outbound(Connection):
         self._stream: Stream | None = None
         self._tunnel: Tunnel | None = None
         self._asked_at = 0.0
+        self._failure = ""  # of the last endpoint that was tried
 
     # ---- decide
 
@@ -183,7 +184,8 @@ class Outbound(Connection):
         elif isinstance(decision, Refuse):
             flags = DENY if decision.code is RefusalCode.SELF_CALL else CONNECT
             self._open(decision.workload, decision.service, self.destination, "", decision.reason)
-            self._give_up(flags, decision.reason)
+            before = f"; at last: {self._failure}" if self._failure else ""
+            self._give_up(flags, decision.reason + before)
         else:
             reason = f"names that must be looked up follow one another: {decision.reason}"
             self._open(None, decision.service, self.destination, "", decision.reason)
@@ -258,7 +260,7 @@ class Outbound(Connection):
         assert stream is not None
         assert decision is not None
         self.context.engine.in_time(self)
-        self.context.took(False, "answer", True, self._asked_at)
+        self.context.answered.observe(time.monotonic() - self._asked_at)
         self._open_tunnelled(tunnel, event.baggage)
         self.running(StreamFlow(tunnel, stream, self._sock, self, app_is_client=True))
 
@@ -297,6 +299,7 @@ class Outbound(Connection):
         """Tries another endpoint of the service, if there is one and it was not tried yet."""
         decision = self._decision
         assert decision is not None
+        self._failure = reason
         self.context.engine.in_time(self)  # what is tried next has a time limit of its own
         if len(self._tried) + 1 < _TRIES:
             # An empty entry counts the attempt without ruling the endpoint out.
