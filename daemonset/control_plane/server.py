@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
 import time
 from collections.abc import Callable
@@ -10,21 +9,18 @@ from dataclasses import asdict, dataclass
 
 import trio
 
+from daemonset.control_plane.backend import Backend, FolderBackend
 from daemonset.control_plane.ca.admission import Admission
 from daemonset.control_plane.ca.authenticator import AuthenticationError, Metadata, bearer_token
-from daemonset.control_plane.ca.authority import Authority, AuthorityHolder, load_given
-from daemonset.control_plane.ca.generations import open_state
-from daemonset.control_plane.ca.private_files import make_private_folder, write_private
+from daemonset.control_plane.ca.authority import AuthorityHolder
 from daemonset.control_plane.ca.service import CertificateService
 from daemonset.control_plane.ca.serving import ServingCertificate
-from daemonset.control_plane.ca.tokens import TokenSubject, TokenVerifier, open_token_key
+from daemonset.control_plane.ca.tokens import TokenSubject
 from daemonset.control_plane.config import ControlPlaneConfig
 from daemonset.control_plane.grpc_server import GrpcThread, Listener
 from daemonset.control_plane.mesh import Mesh
 from daemonset.control_plane.metrics import ControlPlaneMetrics
 from daemonset.control_plane.objects.objectset import ObjectSet
-from daemonset.control_plane.sources.folder import FolderSource
-from daemonset.control_plane.sources.last_good import LastGood
 from daemonset.control_plane.sources.problem import Problem
 from daemonset.control_plane.status import StatusSources, status_handler
 from daemonset.control_plane.translation.finding import Finding
@@ -48,7 +44,8 @@ class Ports:
 class ControlPlane:
     """One control plane. Everything but ``run`` may be called from the trio thread at any time.
 
-    Keys are opened or made at once (AuthorityError, UnsafeFileError, OSError).
+    Without a ``backend`` it stands on a folder, whose keys are opened or made at once
+    (AuthorityError, UnsafeFileError, OSError).
 
     Args:
         config: see there.
@@ -61,21 +58,19 @@ class ControlPlane:
         self,
         config: ControlPlaneConfig,
         complete: Callable[[ObjectSet], ObjectSet] | None = None,
+        backend: Backend | None = None,
     ) -> None:
         self._config = config
+        self._backend = backend = backend or FolderBackend(config)
         self._complete = complete
         self._metrics = ControlPlaneMetrics()
         self._mesh = Mesh(config.settings, self._metrics)
-        make_private_folder(config.state)
-        last_good = LastGood(config.state / "last-good")
-        self._source = FolderSource(config.source, last_good)
+        self._source = backend.source
         self._captured: frozenset[tuple[str, str]] | None = (
             frozenset() if config.agents_report else None
         )
-        self._authority = AuthorityHolder(self._open_authority())
-        self._write_roots()
-        self._signer = open_token_key(config.state)
-        self._verifier = TokenVerifier(self._signer.public_key)
+        self._authority = AuthorityHolder(backend.authority)
+        self._verifier = backend.verifier
         self._discovery = DiscoveryService(self._mesh.snapshot, self._metrics.push_rejected)
         self._grpc = GrpcThread()
         self._changed = trio.Event()
@@ -95,8 +90,8 @@ class ControlPlane:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Why files are refused."""
-        return self._source.state.problems
+        """Why files or objects are refused."""
+        return self._source.problems
 
     @property
     def generation(self) -> int:
@@ -108,8 +103,13 @@ class ControlPlane:
 
         Args:
             lifetime: seconds.
+
+        Raises:
+            RuntimeError: this control plane does not make tokens.
         """
-        return self._signer.mint(subject, time.time(), lifetime)
+        if self._backend.signer is None:
+            raise RuntimeError(f"tokens come from {self._backend}, not from here")
+        return self._backend.signer.mint(subject, time.time(), lifetime)
 
     def report_captured(self, namespace: str, pod: str, captured: bool) -> None:
         """A node agent has taken a pod into the mesh, or lets it go.
@@ -141,9 +141,20 @@ class ControlPlane:
             FolderError: the folder cannot be taken into use.
             OSError: a port is taken.
         """
-        self._source.load(refuse_errors=self._config.refuse_errors)
-        await self._take_objects()
-        await self._publish(serving=False)
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                await self._source.open(nursery)
+                await self._take_objects()
+                await self._publish(serving=False)
+                await self._serve(task_status)
+            except Exception as error:
+                failure = error  # as it is, not in a group of the nursery's
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _serve(self, task_status: trio.TaskStatus[Ports]) -> None:
         listeners = await open_listeners([self._config.address], self._config.status_port)
         status = HttpServer(
             listeners,
@@ -157,9 +168,10 @@ class ControlPlane:
                 nursery.start_soon(self._watch)
                 nursery.start_soon(self._translate)
                 nursery.start_soon(self._rotate)
+                nursery.start_soon(self._backend.run)
                 xds = ports[1] if len(ports) > 1 else 0
                 result = Ports(xds=xds, tls=ports[0], status=status.addresses[0][1])
-                _log.info("serves %s: %s", self._config.source, result)
+                _log.info("serves %s: %s", self._backend, result)
                 task_status.started(result)
         finally:
             for listener in listeners:
@@ -207,32 +219,21 @@ class ControlPlane:
         return listeners
 
     def _authenticate(self, metadata: Metadata) -> str:
+        """In a thread: the answer may have to be asked for."""
         try:
             return str(self._verifier.verify(bearer_token(metadata), time.time()))
         except AuthenticationError as error:
             _log.warning("xDS stream refused: %s", error)
             raise PermissionError("the token is not valid") from None
 
-    def _write_roots(self) -> None:
-        """Beside the keys, for whoever reads the roots from a file."""
-        write_private(self._config.state / "root-cert.pem", self.roots_pem.encode())
-
-    def _open_authority(self) -> Authority:
-        now = datetime.datetime.now(datetime.UTC)
-        if self._config.given_ca is not None:
-            return load_given(self._config.given_ca, now)
-        return open_state(
-            self._config.state / "ca", self._config.settings.trust_domain, now, self._config.overlap
-        )
-
     async def _watch(self) -> None:
         while True:
-            await self._source.next_change(self._config.poll_interval)
+            await self._source.next_change()
             self.refresh()
 
     async def _take_objects(self) -> None:
         self._stale = False
-        objects = self._source.state.objects
+        objects = self._source.objects
         if self._complete is not None:
             objects = await trio.to_thread.run_sync(self._complete, objects)
         self.objects = objects
@@ -268,17 +269,17 @@ class ControlPlane:
         while True:
             await trio.sleep(_ROTATION_CHECK)
             try:
-                authority = await trio.to_thread.run_sync(self._open_authority)
+                authority = await self._backend.read_authority()
             except Exception:
                 _log.exception("the authority cannot be read again: the one in force stays")
                 continue
             if authority != self._authority.get():
                 self._authority.replace(authority)
-                self._write_roots()
+                await self._backend.hand_out_roots(authority.roots_pem)
                 _log.info("the authority has changed")
 
     def _place(self, finding: Finding) -> str:
-        return self._source.state.place(finding.object, finding.field)
+        return self._source.place(finding.object, finding.field)
 
     def _status_sources(self) -> StatusSources:
         return StatusSources(
@@ -286,6 +287,7 @@ class ControlPlane:
             snapshot=lambda: self._mesh.snapshot,
             findings=lambda: self.findings,
             problems=lambda: self.problems,
+            off=lambda: self._source.off,
             place=self._place,
             clients=self._list_clients,
             metrics=self._metrics,

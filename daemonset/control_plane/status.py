@@ -27,6 +27,7 @@ class StatusSources:
     snapshot: Callable[[], Snapshot]
     findings: Callable[[], tuple[Finding, ...]]
     problems: Callable[[], tuple[Problem, ...]]
+    off: Callable[[], tuple[str, ...]]
     place: Callable[[Finding], str]
     clients: Callable[[], list[dict[str, object]]]
     metrics: ControlPlaneMetrics
@@ -53,6 +54,7 @@ def status_handler(sources: StatusSources) -> Handler:
             {
                 "generation": sources.snapshot().generation,
                 "refused": [asdict(problem) for problem in sources.problems()],
+                "off": list(sources.off()),
                 "findings": [
                     finding_as_json(finding, sources.place(finding))
                     for finding in sources.findings()

@@ -32,7 +32,7 @@ class Verifier(Protocol):
     """Turns a bearer token into a caller."""
 
     def verify(self, token: str, now: float) -> Caller:
-        """Raises AuthenticationError."""
+        """Called in threads, and may block. Raises AuthenticationError."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a file of a source."""
+"""What is wrong with a file of a source, or with an object of the Kubernetes API."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One reason why a file is refused. ``object`` and ``field`` are empty where none is known."""
+    """One reason why a file or object is refused. What is not known is empty: ``file`` (and line 0)
+    for objects of the Kubernetes API, ``object`` and ``field`` where none can be named."""
 
     file: str
     line: int
@@ -16,7 +17,7 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        parts = [f"{self.file}:{self.line}"]
+        parts = [f"{self.file}:{self.line}"] if self.file else []
         if self.object:
             parts.append(self.object)
         if self.field:

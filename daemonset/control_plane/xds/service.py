@@ -19,7 +19,8 @@ _FIRST_REQUESTS = 0.05  # seconds
 
 Metadata = Sequence[tuple[str, str | bytes]]
 Authenticate = Callable[[Metadata], str]
-"""Request metadata -> who it is. Raises PermissionError, whose text the client is shown."""
+"""Request metadata -> who it is. Raises PermissionError, whose text the client is shown. Called in
+a thread, and may block."""
 
 
 class DiscoveryService:
@@ -51,7 +52,8 @@ class DiscoveryService:
             client = Client(context.peer(), self._differences, self._on_rejection)
             if authenticate is not None:
                 try:
-                    client.identity = authenticate(context.invocation_metadata() or ())
+                    metadata = context.invocation_metadata() or ()
+                    client.identity = await asyncio.to_thread(authenticate, metadata)
                 except PermissionError as error:
                     _log.warning("xDS stream of %s refused: %s", client.peer, error)
                     await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))

@@ -1,0 +1,1 @@
+"""The Kubernetes API: a small client on trio, list-and-watch, and leader election."""
