@@ -1,5 +1,6 @@
 """A mesh on one machine, whole: real processes, real packets."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from daemonset.local.processes import RunningProgram
+from daemonset.local.processes import RunningProgram, http_get
 from tests.support.mesh_lab import MeshLab, mesh_lab
+from tests.support.requirements import without_sockmap
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -143,3 +145,24 @@ def test_a_part_that_is_killed_comes_back(mesh: MeshLab) -> None:
     with mesh.wire("node-1") as seen:
         mesh.get("client", "http://server/", "x-marker: very-plain-text")
     assert not seen.shows(b"very-plain-text")
+
+
+def test_every_worker_says_which_kernel_paths_it_uses(mesh: MeshLab) -> None:
+    def told() -> bool:
+        samples = [one for one in mesh.metrics("node-1") if one.name == "ztunnel_kernel_path"]
+        return len(samples) == 4  # two paths, two workers
+
+    mesh.wait(told, "the metric of kernel paths")
+    _, body = http_get(mesh.mesh.network.nodes["node-1"], "127.0.0.1", 15000, "/config_dump")
+    workers = json.loads(body)["kernelPaths"]
+    assert len(workers) == 2
+    for paths in workers.values():
+        assert paths["splice"] == "on"
+        assert (paths["sockmap"] == "on") is (without_sockmap() is None)
+    on = {
+        (one.labels["path"], one.value)
+        for one in mesh.metrics("node-1")
+        if one.name == "ztunnel_kernel_path"
+    }
+    assert ("splice", 1.0) in on
+    assert ("sockmap", float(without_sockmap() is None)) in on

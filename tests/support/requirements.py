@@ -11,6 +11,7 @@ import os
 
 import pytest
 
+from ztunnel.kernel.sockmap import Sockmap
 from ztunnel.linux import netns
 
 LEFT_OUT = "no Kubernetes"
@@ -25,6 +26,16 @@ def without_namespaces() -> str | None:
         netns.create().close()
     except OSError as error:
         return f"no network namespaces: {error} (run the tests as root)"
+    return None
+
+
+@functools.cache
+def without_sockmap() -> str | None:
+    """Why sockets cannot be joined in the kernel here; None when they can."""
+    try:
+        Sockmap(1).close()
+    except OSError as error:
+        return f"no sockmap: {error} (run the tests as root, outside of user namespaces)"
     return None
 
 

@@ -9,6 +9,7 @@ from ztunnel.config.mesh_file import ProxyConfig
 from ztunnel.config.model import (
     DnsConfig,
     KeepaliveConfig,
+    KernelConfig,
     LogFormat,
     OriginalSource,
     ProxyMode,
@@ -100,6 +101,22 @@ def read_tunnel(reader: Reader) -> TunnelConfig:
         ),
         localhost_app_tunnel=reader.boolean(
             "LOCALHOST_APP_TUNNEL", True, "Reach PROXY-protocol applications on loopback."
+        ),
+    )
+
+
+def read_kernel(reader: Reader) -> KernelConfig:
+    return KernelConfig(
+        sockmap=reader.boolean(
+            "ZTUNNEL_SOCKMAP",
+            True,
+            "Join the two sockets of plain flows with small messages in the kernel (BPF), where a "
+            "probe at start finds that to work.",
+        ),
+        splice=reader.boolean(
+            "ZTUNNEL_SPLICE",
+            True,
+            "Move bulk between plain sockets through pipes, where a probe finds that to work.",
         ),
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ztunnel.config import rules, values
 from ztunnel.config.control import read_ca, read_node, read_token, read_xds
-from ztunnel.config.data import read_dns, read_sockets, read_telemetry, read_tunnel
+from ztunnel.config.data import read_dns, read_kernel, read_sockets, read_telemetry, read_tunnel
 from ztunnel.config.mesh_file import MESH_CONFIG_PATH, ProxyConfig, read_proxy_config
 from ztunnel.config.model import Config, ProxyMode, UnknownPolicy, WorkloadName
 from ztunnel.config.reader import ConfigError, Reader
@@ -79,6 +79,7 @@ def load_with(
         ca=read_ca(reader, proxy),
         sockets=read_sockets(reader, mode),
         tunnel=read_tunnel(reader),
+        kernel=read_kernel(reader),
         dns=dns,
         telemetry=read_telemetry(reader, proxy),
     )

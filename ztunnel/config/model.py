@@ -140,6 +140,14 @@ class TunnelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelConfig:
+    """Which kernel paths may be used, where a probe at start finds them to work."""
+
+    sockmap: bool
+    splice: bool
+
+
+@dataclass(frozen=True, slots=True)
 class DnsConfig:
     enabled: bool
     host: str
@@ -176,6 +184,7 @@ class Config:
     ca: CaConfig
     sockets: SocketConfig
     tunnel: TunnelConfig
+    kernel: KernelConfig
     dns: DnsConfig
     telemetry: TelemetryConfig
 

@@ -50,6 +50,7 @@ def admin_sources(control: "Control") -> AdminSources:
         pods=pods,
         connections=control.connections,
         config=control.config.to_json(),
+        kernel_paths=lambda: {one.name: one.kernel_paths for one in control.workers.values()},
         static_config=lambda: control.local.loaded,
         get_log_filter=lambda: control.log_filter,
         set_log_filter=control.set_log_filter,

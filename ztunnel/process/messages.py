@@ -43,6 +43,7 @@ LOOKUP: Final = 34  # key
 LOGS: Final = 35  # bytes: whole lines
 COUNTERS: Final = 36  # bytes
 DUMPED: Final = 37  # request id: int, connections: list[dict]
+KERNEL_PATHS: Final = 40  # path to "on", or why it is off: dict
 POD_HELD: Final = 39  # uid, name, namespace, service account, has a namespace: bool,
 #                       kinds: list[str]; fds: [namespace, *duplicates of the listeners]
 STARTED: Final = 38  # names of resources that were looked up on demand: list[str]; all of its

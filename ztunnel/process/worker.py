@@ -32,6 +32,7 @@ from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.pod import PodInfo, PodProxy
 from ztunnel.relay.engine import Engine
+from ztunnel.relay.probe import probe_paths
 from ztunnel.telemetry.counters import Counters
 from ztunnel.telemetry.shipping import Shipper
 from ztunnel.tls.crl import RevocationList
@@ -83,6 +84,8 @@ class Worker:
         async with trio.open_nursery() as engine_nursery:
             engine_nursery.start_soon(self._engine.run)
             engine_nursery.start_soon(self._engine.watch_deadlines)
+            kernel = self._config.kernel
+            self._engine.use_paths(await probe_paths(kernel.sockmap, kernel.splice))
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self._context = Context(
@@ -169,6 +172,7 @@ class Worker:
             self._engine, channel, self._from_control, self._control_lost
         )
         self._shipper.restart()
+        control.send(messages.KERNEL_PATHS, self._kernel_paths())
         for pod in self._pods.values():
             self._offer(pod)
         control.send(messages.STARTED, sorted(self._state.looked_up))
@@ -176,6 +180,10 @@ class Worker:
         for key in self._waiting:
             control.send(messages.LOOKUP, key)  # its predecessor was asked, and cannot answer
         self._ship()
+
+    def _kernel_paths(self) -> dict[str, str]:
+        """Path to "on", or to why it is off."""
+        return {name: reason or "on" for name, reason in self._engine.paths.reasons.items()}
 
     def _offer(self, pod: PodProxy) -> None:
         info, sockets = pod.info, pod.sockets()
@@ -405,6 +413,8 @@ class Worker:
         counters.gauge("ztunnel_engine_flows", self._slot).set(len(self.context.registry))
         counters.counter("ztunnel_engine_rounds", self._slot).value = float(engine.rounds)
         counters.counter("ztunnel_engine_busy_seconds", self._slot).value = engine.busy
+        for path, state in self._kernel_paths().items():
+            counters.gauge("ztunnel_kernel_path", path, self._slot).set(float(state == "on"))
         counters.counter("ztunnel_log_lines_dropped").value = self._logs.dropped
 
     def _ship(self) -> None:

@@ -22,6 +22,7 @@ class WorkerLink:
         received: called for every message that is not an answer kept here. Owns its descriptors.
 
     Attributes:
+        kernel_paths: what it says of them: path to "on", or why it is off.
         welcome: it has everything, and is to hear of every change.
         gone: nothing more will come from it.
         dead: its process has ended (which the supervisor says).
@@ -37,6 +38,7 @@ class WorkerLink:
         self.slot = slot
         self.pid = pid
         self.applied = -1
+        self.kernel_paths: dict[str, str] = {}
         self.identities: set[str] = set()
         self.welcome = False
         self.gone = False
@@ -99,6 +101,8 @@ class WorkerLink:
                 self._late = False
                 log.info("worker %d answers again", self.slot)
             self._notify()
+        elif message.kind == messages.KERNEL_PATHS:
+            self.kernel_paths = message.values[0]
         elif message.kind == messages.DUMPED:
             number, connections = message.values
             if number in self._dumps:  # somebody still waits for it

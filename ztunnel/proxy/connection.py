@@ -53,7 +53,12 @@ class Connection(StreamOwner):
 
     def flow_ended(self, outcome: Outcome) -> None:
         """The relay is done with it."""
-        record = self.record
+        record, counters = self.record, self.context.counters
+        if self.flow is not None:
+            record.path = self.flow.path
+        counters.counter("ztunnel_relay_connections", record.path).add()
+        moved = outcome.from_client + outcome.from_server
+        counters.counter("ztunnel_relay_bytes", record.path).add(moved)
         record.up = outcome.from_client
         record.down = outcome.from_server
         record.closed_by = outcome.closed_by.value
@@ -95,6 +100,7 @@ class Connection(StreamOwner):
     def count(self) -> None:
         """Brings the record and the metrics up to date."""
         if self.flow is not None:
+            self.record.path = self.flow.path
             self.record.up = self.flow.from_client
             self.record.down = self.flow.from_server
         self._count_path()

@@ -35,6 +35,8 @@ from typing import Final, Protocol
 
 import trio
 
+from ztunnel.kernel.paths import KernelPaths
+from ztunnel.kernel.sockmap import Sockmap
 from ztunnel.relay.buffers import Buffers
 
 log = logging.getLogger("ztunnel.relay")
@@ -112,6 +114,19 @@ class _Wake:
         raise error
 
 
+class _Ring:
+    """Serves the ring in which the kernel says which of its flows want user space."""
+
+    def __init__(self, sockmap: Sockmap) -> None:
+        self._sockmap = sockmap
+
+    def ready(self, events: int) -> None:
+        self._sockmap.serve()
+
+    def failed(self, error: BaseException) -> None:
+        log.error("a flow in the kernel could not be served: %r", error)
+
+
 class Engine:
     """Serves descriptors in rounds; see the module's docstring.
 
@@ -127,13 +142,27 @@ class Engine:
         self._deadlines: dict[Expiring, float] = {}
         self._wake = _Wake()
         self.buffers = Buffers()
+        self.paths = KernelPaths()
         self.in_round = False
+        self.crowd = 0  # descriptors that were ready together
         self.woken = False
         self.rounds = 0
         self.busy = 0.0  # seconds spent in rounds
         self.errors = 0
         self.now = time.monotonic()
         self.register(self._wake.fd, self._wake, select.EPOLLIN)
+
+    def use_paths(self, paths: KernelPaths) -> None:
+        """Lets flows use these kernel paths; call once, before there are flows."""
+        self.paths = paths
+        if paths.sockmap is not None:
+            self.register(paths.sockmap.ring.fd, _Ring(paths.sockmap), select.EPOLLIN)
+
+    def leave_paths(self) -> None:
+        """Stops using them, so that they outlive this engine."""
+        if self.paths.sockmap is not None:
+            self.unregister(self.paths.sockmap.ring.fd)
+        self.paths = KernelPaths()
 
     def register(self, fd: int, handler: Handler, events: int) -> None:
         """Calls `handler.ready` when `fd` has one of `events`. Raises OSError."""
@@ -246,6 +275,7 @@ class Engine:
                     self.errors += 1
                     log.exception("something put off to this round failed")
         for looks_left in range(LOOKS - 1, -1, -1):
+            self.crowd = len(events)
             for fd, mask in events:
                 handler = handlers.get(fd)
                 if handler is not None:
@@ -289,4 +319,7 @@ class Engine:
         self._end_of_round()
         self.unregister(self._wake.fd)
         os.close(self._wake.fd)
+        paths = self.paths
+        self.leave_paths()
+        paths.close()
         self._epoll.close()

@@ -52,6 +52,7 @@ class AdminSources:
         pods: the pods of this node, [] in dedicated mode.
         connections: live connections of all workers; may wait for them.
         config: the configuration as plain values.
+        kernel_paths: worker to path to "on", or why it is off.
         static_config: the local file's content as plain values, {} without one.
         get_log_filter, set_log_filter: the filter in force; setting reaches the workers too.
         initial_log_filter: what a reset goes back to.
@@ -65,6 +66,7 @@ class AdminSources:
     pods: Callable[[], list[PodState]]
     connections: Callable[[], Awaitable[list[Connection]]]
     config: dict[str, Any]
+    kernel_paths: Callable[[], dict[str, dict[str, str]]]
     static_config: Callable[[], dict[str, Any]]
     get_log_filter: Callable[[], LogFilter]
     set_log_filter: Callable[[LogFilter], None]
@@ -129,6 +131,7 @@ class _Admin:
             "staticConfig": sources.static_config(),
             "version": self._version,
             "config": sources.config,
+            "kernelPaths": sources.kernel_paths(),
             "certificates": sources.certificates(),
             "workloadState": _pod_states(sources.pods(), connections),
         }

@@ -151,6 +151,7 @@ _ALL: Final = (
     _counter("ztunnel_worker_restarts", (), "Worker processes that had to be replaced"),
     _counter("ztunnel_relay_connections", ("path",), "Connections by how their bytes moved"),
     _counter("ztunnel_relay_bytes", ("path",), "Bytes moved, both directions"),
+    _gauge("ztunnel_kernel_path", ("path", "worker"), "1 where that kernel path is on, else 0"),
     _counter("ztunnel_engine_rounds", ("worker",), "Rounds of the relay engine"),
     _counter("ztunnel_engine_busy_seconds", ("worker",), "Time spent in rounds"),
     _gauge("ztunnel_engine_flows", ("worker",), "Flows in the relay engine"),

@@ -38,6 +38,13 @@ def test_defaults_are_istios() -> None:
     assert not loaded.node.self_proxied
 
 
+def test_kernel_paths_can_be_switched_off() -> None:
+    kernel = read({}).kernel
+    assert (kernel.sockmap, kernel.splice) == (True, True)
+    kernel = read({"ZTUNNEL_SOCKMAP": "false", "ZTUNNEL_SPLICE": "false"}).kernel
+    assert (kernel.sockmap, kernel.splice) == (False, False)
+
+
 def test_kubernetes_chooses_istiod_and_an_address_needs_no_scheme() -> None:
     assert read({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}).xds.address == (
         "https://istiod.istio-system.svc:15012"

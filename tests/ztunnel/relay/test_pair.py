@@ -1,4 +1,4 @@
-"""The copy path: every byte, both half-closes, resets, and readers that are slow."""
+"""Two plain sockets: every byte, both half-closes, resets, and slow readers, on every path."""
 
 import random
 from collections.abc import AsyncIterator
@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
+from tests.support.requirements import without_sockmap
 from tests.support.sockets import (
     abort,
     receive_all,
@@ -14,15 +15,20 @@ from tests.support.sockets import (
     send_in_pieces,
     tcp_pair,
 )
+from ztunnel.kernel.paths import KernelPaths
+from ztunnel.kernel.pipes import Pipes
+from ztunnel.kernel.sockmap import Sockmap
+from ztunnel.relay import pair
 from ztunnel.relay.engine import Engine
 from ztunnel.relay.flow import ClosedBy, Outcome
-from ztunnel.relay.pair import PairFlow
+from ztunnel.relay.pair import JOIN_AFTER, PairFlow
 
 
 class Ends:
     """A client and a server with a relay between them."""
 
     def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self.client, near = tcp_pair()
         self.server, far = tcp_pair()
         self.outcome: Outcome | None = None
@@ -44,13 +50,33 @@ class Ends:
         self.client.socket.close()
         self.server.socket.close()
 
+    async def talk(self) -> None:
+        """A few small messages, so that the flow leaves the copy path if it may."""
+        for one, other in ((self.client, self.server), (self.server, self.client)) * JOIN_AFTER:
+            await one.send_all(b"ping")
+            assert await receive_exactly(other, 4) == b"ping"
 
-@pytest.fixture
-async def ends() -> AsyncIterator[Ends]:
+
+TALK = 4 * JOIN_AFTER  # bytes of it in each direction
+
+
+@pytest.fixture(params=["copy", "splice", "sockmap"])
+async def ends(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Ends]:
     engine = Engine()
+    if request.param == "splice":
+        engine.use_paths(KernelPaths(pipes=Pipes()))
+        monkeypatch.setattr(pair, "BULK", 1)  # every read but the first
+    elif request.param == "sockmap":
+        if without_sockmap() is not None:
+            pytest.skip(str(without_sockmap()))
+        engine.use_paths(KernelPaths(sockmap=Sockmap(16)))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.run)
         made = Ends(engine)
+        await made.talk()
+        assert made.flow.path == request.param
         yield made
         made.flow.abort("test over")
         made.close()
@@ -77,7 +103,7 @@ async def test_every_byte_arrives_in_both_directions(ends: Ends, seed: int) -> N
     assert got == {"up": up, "down": down}
     outcome = await ends.result()
     assert outcome.error is None
-    assert (outcome.from_client, outcome.from_server) == (len(up), len(down))
+    assert (outcome.from_client, outcome.from_server) == (TALK + len(up), TALK + len(down))
 
 
 @pytest.mark.parametrize("first", [ClosedBy.CLIENT, ClosedBy.SERVER])
@@ -123,7 +149,7 @@ async def test_a_reader_that_stops_holds_the_writer_up(ends: Ends) -> None:
         while True:
             await ends.client.send_all(bytes(65536))
             sent += 65536
-    assert sent < 64 << 20
+    assert sent < 16 << 20
     received = 0
     with trio.fail_after(10):
         while received < sent:
@@ -131,6 +157,9 @@ async def test_a_reader_that_stops_holds_the_writer_up(ends: Ends) -> None:
 
 
 async def test_bytes_of_ours_go_first(ends: Ends) -> None:
-    ends.flow.send_to_server(b"PROXY ")
-    await ends.client.send_all(b"hello")
-    assert await receive_exactly(ends.server, 11) == b"PROXY hello"
+    fresh = Ends(ends.engine)
+    fresh.flow.send_to_server(b"PROXY ")
+    await fresh.client.send_all(b"hello")
+    assert await receive_exactly(fresh.server, 11) == b"PROXY hello"
+    fresh.flow.abort("test over")
+    fresh.close()

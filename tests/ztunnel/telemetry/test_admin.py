@@ -52,6 +52,7 @@ class Fake:
             pods=lambda: [PodState("pod-uid", "Up", {"name": "db"})],
             connections=self.connections,
             config={"mode": "shared"},
+            kernel_paths=lambda: {"worker-0.7": {"sockmap": "on", "splice": "switched off"}},
             static_config=dict,
             get_log_filter=lambda: self.filter,
             set_log_filter=self.set_filter,
@@ -75,10 +76,11 @@ async def test_config_dump() -> None:
     dump = await get(Fake(), "/config_dump")
     assert set(dump) == {
         "workloads", "services", "policies", "stagedServices", "staticConfig", "version",
-        "config", "certificates", "workloadState",
+        "config", "kernelPaths", "certificates", "workloadState",
     }  # fmt: skip
     assert dump["workloads"][0]["name"] == "web"
     assert dump["version"]["istioVersion"] == "1.31"
+    assert dump["kernelPaths"]["worker-0.7"]["splice"] == "switched off"
     state = dump["workloadState"]["pod-uid"]
     assert (state["state"], state["info"]) == ("Up", {"name": "db"})
     (inbound,) = state["connections"]["inbound"]

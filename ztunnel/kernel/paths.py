@@ -1,0 +1,46 @@
+"""Which kernel paths this process may use."""
+
+import logging
+from typing import Final
+
+from ztunnel.kernel.pipes import Pipes
+from ztunnel.kernel.sockmap import Sockmap
+
+log = logging.getLogger("ztunnel.kernel")
+
+
+class KernelPaths:
+    """The paths that are on; None stands for one that is off.
+
+    Attributes:
+        sockmap: joins the two sockets of a flow of small messages.
+        pipes: for splice, which moves bulk.
+        reasons: why a path is off, by its name; empty text where it is on.
+    """
+
+    __slots__ = ("pipes", "reasons", "sockmap")
+
+    def __init__(
+        self,
+        sockmap: Sockmap | None = None,
+        pipes: Pipes | None = None,
+        reasons: dict[str, str] | None = None,
+    ) -> None:
+        self.sockmap = sockmap
+        self.pipes = pipes
+        self.reasons: Final = {"sockmap": "", "splice": ""} if reasons is None else reasons
+
+    def splice_failed(self, error: OSError) -> None:
+        """The kernel refuses what it did when it was probed: the path is off from now on."""
+        if self.pipes is not None:
+            self.reasons["splice"] = f"refused while in use: {error.strerror or error}"
+            log.warning("splice is off: %s", self.reasons["splice"])
+            self.pipes.close()
+            self.pipes = None
+
+    def close(self) -> None:
+        """Gives everything back."""
+        if self.sockmap is not None:
+            self.sockmap.close()
+        if self.pipes is not None:
+            self.pipes.close()
