@@ -29,7 +29,9 @@ class Bucket:
 
     def take(self, now: float) -> bool:
         """Take one token. False when there is none."""
-        if self.tokens < 1 and self.left(now) < 1:
+        if self.tokens >= self.burst:
+            self.last = now  # what is given back counts from the first one taken
+        elif self.tokens < 1 and self.left(now) < 1:
             return False
         self.tokens -= 1
         return True

@@ -30,7 +30,7 @@ from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
 from ztunnel.proxy.upstream import connect_to_application
 from ztunnel.relay.connect import Connecting
 from ztunnel.relay.stream import StreamFlow
-from ztunnel.relay.tunnel import StreamOwner, Tunnel
+from ztunnel.relay.tunnel import NOBODY, Tunnel
 from ztunnel.telemetry.labels import CONNECT, DENY, Peer
 from ztunnel.tls.spiffe import PeerCertificate
 
@@ -66,11 +66,14 @@ class InboundTunnel:
     def event(self, tunnel: Tunnel, event: Any) -> None:
         """A new connection inside the tunnel, mostly."""
         if isinstance(event, ConnectRequested):
+            if event.stream.closed:
+                event.stream.owner = NOBODY  # reset by what came with it
+                return
             connection = Inbound(self, tunnel, event)
             event.stream.owner = connection
             connection.start()
         elif isinstance(event, RequestRejected):
-            event.stream.owner = _Rejected()
+            event.stream.owner = NOBODY
             self.pod.context.refused(
                 self.client, (self.local_ip, 15008), True, "request", event.reason
             )
@@ -82,18 +85,6 @@ class InboundTunnel:
             words = f"tunnel of {self.peer.presented}: {reason}"
             self.pod.context.refused(self.client, (self.local_ip, 15008), True, "http2", words)
         self.pod.inbound_tunnel_ended(self)
-
-
-class _Rejected(StreamOwner):
-    """The owner of a stream that has been answered already: what still comes is dropped."""
-
-    __slots__ = ()
-
-    def deliver(self, view: memoryview, ended: bool) -> None:
-        """Nobody wants it."""
-
-    def reset(self, event: StreamReset) -> None:
-        """It is over anyway."""
 
 
 class Inbound(Connection):
@@ -314,7 +305,7 @@ class Inbound(Connection):
         else:
             # A refused peer learns that it was refused; which policy says so is for our own log.
             tunnel.server.refuse(stream, status, "" if status == UNAUTHORIZED else reason)
-        stream.owner = _Rejected()
+        stream.owner = NOBODY
         tunnel.mark_dirty()
 
     # ---- from the peer, before the application is connected
@@ -342,7 +333,7 @@ class Inbound(Connection):
         if not self._stream.closed and not self._tunnel.closed:
             self._tunnel.http.reset(self._stream, ErrorCode.CANCEL, self.context.engine.now)
             self._tunnel.mark_dirty()
-        self._stream.owner = _Rejected()
+        self._stream.owner = NOBODY
         if not self.ended and hasattr(self, "record"):
             self.fail_record(CONNECT, reason)
         self.ended = True

@@ -207,6 +207,14 @@ def test_bucket() -> None:
     assert bucket.left(100.0) == 2
 
 
+def test_a_bucket_that_was_never_used_is_not_filled_twice() -> None:
+    """Clocks do not begin at 0."""
+    bucket = Bucket(2, 10.0)
+    assert [bucket.take(5000.0) for _ in range(3)] == [True, True, False]
+    assert bucket.take(5000.1)
+    assert [bucket.take(6000.0) for _ in range(3)] == [True, True, False]
+
+
 def test_closed_streams_do_not_pile_up() -> None:
     client, server = pair()
     for _ in range(2000):
