@@ -1,4 +1,4 @@
-"""``ambient control-plane`` and ``ambient validate``."""
+"""``ambient control-plane``, ``validate``, ``token`` and ``rotate-root``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import trio
@@ -32,63 +33,103 @@ def add_parsers(
     """Add both commands; each sets ``run``, a function of the arguments that returns the exit
     code."""
     serve = subparsers.add_parser(
-        "control-plane", help="serve a folder of Kubernetes YAML as a mesh"
+        "control-plane",
+        help="serve a folder of Kubernetes YAML as a mesh",
+        description="Reads a folder of Kubernetes YAML and serves it to node proxies (ours or"
+        " Istio's ztunnel): the workload API over delta xDS, and their certificates. Changes of"
+        " files take effect at once; a file with an error is refused as a whole, and what it said"
+        " before stays in force. /ready, /metrics and /debug/ are on the status port.",
     )
-    serve.add_argument("--source", type=Path, required=True, metavar="FOLDER")
     serve.add_argument(
-        "--state",
-        type=Path,
-        default=default_state(),
-        metavar="FOLDER",
-        help="keys and copies of good files (default: %(default)s)",
+        "--source", type=Path, required=True, metavar="FOLDER", help="the YAML; watched"
     )
+    _add_state(serve, "where keys and copies of good files are kept")
     serve.add_argument(
         "--ca",
         type=Path,
         metavar="FOLDER",
-        help="an authority of your own: ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem",
+        help="an authority of your own: ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem"
+        " (default: one is made and kept in the state folder)",
     )
     serve.add_argument("--address", default="127.0.0.1", help="to listen on (%(default)s)")
-    serve.add_argument("--xds-port", type=int, default=15010, help="plaintext xDS (%(default)s)")
+    serve.add_argument(
+        "--xds-port", type=int, default=15010, metavar="PORT", help="plaintext xDS (%(default)s)"
+    )
     serve.add_argument("--no-plaintext", action="store_true", help="no plaintext xDS")
-    serve.add_argument("--tls-port", type=int, default=15012, help="xDS and CA (%(default)s)")
-    serve.add_argument("--status-port", type=int, default=15014, help="HTTP (%(default)s)")
+    serve.add_argument(
+        "--tls-port", type=int, default=15012, metavar="PORT", help="xDS and CA (%(default)s)"
+    )
+    serve.add_argument(
+        "--status-port", type=int, default=15014, metavar="PORT", help="HTTP (%(default)s)"
+    )
     serve.add_argument(
         "--server-name",
         action="append",
         default=[],
         metavar="NAME",
-        help="a name or address for the serving certificate; may be repeated",
+        help="a name or address that clients reach it by, for its certificate; may be repeated",
     )
     serve.add_argument(
         "--node-proxy",
         action="append",
         default=[],
         metavar="NAMESPACE/ACCOUNT",
-        help="who may ask for the identities of a node's pods (istio-system/ztunnel)",
+        help="who may ask for the identities of its node's pods; may be repeated"
+        " (istio-system/ztunnel)",
     )
     _add_mesh_arguments(serve)
     serve.set_defaults(run=_serve)
     validate = subparsers.add_parser(
-        "validate", help="say what is wrong with a folder of Kubernetes YAML"
+        "validate",
+        help="say what is wrong with a folder of Kubernetes YAML",
+        description="Reads a folder as the control plane would and says what is wrong with it:"
+        " file:line, object, field, and what that leads to. Exit status 1 when a file would be"
+        " refused, or an object does not do what it says.",
     )
     validate.add_argument("folder", type=Path, metavar="FOLDER")
-    validate.add_argument("--strict", action="store_true", help="warnings are errors too")
+    validate.add_argument(
+        "--strict", action="store_true", help="warnings lead to exit status 1 as well"
+    )
     _add_mesh_arguments(validate)
     validate.set_defaults(run=_validate)
-    token = subparsers.add_parser("token", help="mint a token for a node's proxy")
-    token.add_argument("--state", type=Path, default=default_state(), metavar="FOLDER")
-    token.add_argument("--namespace", default="istio-system")
-    token.add_argument("--service-account", default="ztunnel")
-    token.add_argument("--node", required=True, help="the node whose pods it may speak for")
-    token.add_argument("--lifetime", type=float, default=12 * 3600.0, metavar="SECONDS")
+    token = subparsers.add_parser(
+        "token",
+        help="mint a token for a node's proxy",
+        description="Prints a token (a signed JWT) with which a node's proxy shows the control"
+        " plane who it is: put it into the file that AUTH_TOKEN names.",
+    )
+    _add_state(token, "the control plane's state folder")
+    token.add_argument("--namespace", default="istio-system", help="of the account (%(default)s)")
+    token.add_argument("--service-account", default="ztunnel", metavar="NAME", help="(%(default)s)")
+    token.add_argument(
+        "--node", required=True, metavar="NAME", help="the node whose pods it may speak for"
+    )
+    token.add_argument(
+        "--lifetime", type=float, default=12 * 3600.0, metavar="SECONDS", help="(%(default).0f)"
+    )
     token.set_defaults(run=_token)
     rotate = subparsers.add_parser(
-        "rotate-root", help="make a new root; it signs once every workload trusts it"
+        "rotate-root",
+        help="make a new root certificate; it signs once every workload trusts it",
+        description="Makes a new root of trust. A running control plane hands it out within a"
+        f" minute beside the old one, and signs with it after {OVERLAP}, when every workload has"
+        " renewed its certificate and trusts both: no connection breaks.",
     )
-    rotate.add_argument("--state", type=Path, default=default_state(), metavar="FOLDER")
-    rotate.add_argument("--trust-domain", default="cluster.local")
+    _add_state(rotate, "the control plane's state folder")
+    rotate.add_argument(
+        "--trust-domain", default="cluster.local", metavar="NAME", help="(%(default)s)"
+    )
     rotate.set_defaults(run=_rotate_root)
+
+
+def _add_state(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=default_state(),
+        metavar="FOLDER",
+        help=f"{what} (%(default)s)",
+    )
 
 
 def default_state() -> Path:
@@ -100,11 +141,16 @@ def default_state() -> Path:
 
 
 def _add_mesh_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trust-domain", default="cluster.local")
-    parser.add_argument("--cluster-domain", default="cluster.local")
-    parser.add_argument("--cluster-id", default="Kubernetes")
-    parser.add_argument("--root-namespace", default="istio-system")
-    parser.add_argument("--revision", default="default")
+    for option, default, what in (
+        ("trust-domain", "cluster.local", "first part of all identities"),
+        ("cluster-domain", "cluster.local", "end of the names of services"),
+        ("cluster-id", "Kubernetes", "what the cluster is called"),
+        ("root-namespace", "istio-system", "where policies hold for the whole mesh"),
+        ("revision", "default", "configuration with another label istio.io/rev is left out"),
+    ):
+        parser.add_argument(
+            f"--{option}", default=default, metavar="NAME", help=f"{what} (%(default)s)"
+        )
     parser.add_argument(
         "--like-istio",
         action="store_true",
@@ -182,6 +228,10 @@ def _rotate_root(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number > 1 else ''}" if number else ""
+
+
 def _validate(arguments: argparse.Namespace) -> int:
     try:
         state = read_folder(arguments.folder)
@@ -196,6 +246,15 @@ def _validate(arguments: argparse.Namespace) -> int:
     findings = Translator(settings).translate(state.objects).findings
     for finding in findings:
         print(f"{state.place(finding.object, finding.field)}: {finding}")
+    counts = Counter(finding.severity for finding in findings)
+    found = [
+        _counted(len(state.problems) + counts[Severity.ERROR], "error"),
+        _counted(counts[Severity.WARNING] + len(state.ignored), "warning"),
+    ]
+    summary = ", ".join(filter(None, found)) or "nothing is wrong"
+    # Not on standard output: what stands there has a line for each thing that is wrong.
+    objects = _counted(len(state), "object") or "no objects"
+    print(f"{arguments.folder}: {objects}, {summary}", file=sys.stderr)
     failing = Severity.WARNING if arguments.strict else Severity.ERROR
     bad = any(finding.severity >= failing for finding in findings)
     return 1 if bad or state.problems or (arguments.strict and state.ignored) else 0

@@ -23,7 +23,7 @@ from daemonset.control_plane.metrics import ControlPlaneMetrics
 from daemonset.control_plane.objects.objectset import ObjectSet
 from daemonset.control_plane.sources.problem import Problem
 from daemonset.control_plane.status import StatusSources, status_handler
-from daemonset.control_plane.translation.finding import Finding
+from daemonset.control_plane.translation.finding import Finding, Severity
 from daemonset.control_plane.xds.service import DiscoveryService
 from ztunnel.telemetry.http_server import HttpServer, open_listeners
 
@@ -87,6 +87,14 @@ class ControlPlane:
     def findings(self) -> tuple[Finding, ...]:
         """About the objects in force."""
         return self._mesh.findings
+
+    @property
+    def complaints(self) -> list[tuple[Severity, str]]:
+        """What is wrong with files and objects, each with "file:line"."""
+        refused = [(Severity.ERROR, f"{problem}") for problem in self.problems]
+        return refused + [
+            (finding.severity, f"{self._place(finding)}: {finding}") for finding in self.findings
+        ]
 
     @property
     def problems(self) -> tuple[Problem, ...]:

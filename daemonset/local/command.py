@@ -25,6 +25,9 @@ Command = Callable[[argparse.Namespace], int]
 _DOWN_PATIENCE = 20.0
 """Seconds that a mesh has to take itself down before it is killed (which takes it down too)."""
 
+_SETTLING = 10.0
+"""Seconds that pods have to get into the mesh before the user is told how far they are."""
+
 _EXPECTED = (
     TopologyError,
     NamespaceError,
@@ -143,6 +146,8 @@ def _up(arguments: argparse.Namespace) -> int:
             with Mesh.open(settings, terminal.note) as mesh:
                 started = time.monotonic()
                 mesh.start()
+                if settings.with_mesh:
+                    mesh.wait(mesh.is_settled, _SETTLING)
                 terminal.say(f"Mesh {name} is up after {time.monotonic() - started:.1f} s.")
                 show_status(name)
                 terminal.say("Ctrl-C ends it.")

@@ -22,9 +22,11 @@ from daemonset.control_plane.config import ControlPlaneConfig
 from daemonset.control_plane.objects.objectset import ObjectSet
 from daemonset.control_plane.server import ControlPlane
 from daemonset.control_plane.sources.folder import FolderError
+from daemonset.control_plane.translation.finding import Severity
 from daemonset.control_plane.translation.service_addresses import SERVICE_IPS
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.local.shared_files import (
+    FindingsFile,
     PodsFile,
     WantedFile,
     WantedPod,
@@ -94,6 +96,7 @@ class LocalControlPlane:
         self._captured: dict[str, set[str]] = {}
         self._reports = {node: WatchedFile(captured_file(run, node)) for node in nodes}
         self._wanted = WantedFile(run)
+        self._findings = FindingsFile(run)
         self.plane = ControlPlane(
             ControlPlaneConfig(
                 source=source,
@@ -115,6 +118,7 @@ class LocalControlPlane:
             await nursery.start(self.plane.run)
             nursery.start_soon(self._follow_agents)
             nursery.start_soon(self._say_when_settled)
+            nursery.start_soon(self._tell_findings)
 
     async def _keep_tokens_fresh(self) -> None:
         while True:
@@ -140,6 +144,15 @@ class LocalControlPlane:
         for pod in sorted(before ^ now):
             namespace, _, name = pod.partition("/")
             self.plane.report_captured(namespace, name, pod in now)
+
+    async def _tell_findings(self) -> None:
+        known = -1
+        while True:
+            if self.plane.generation != known:
+                known = self.plane.generation
+                found = self.plane.complaints
+                self._findings.write(text for severity, text in found if severity > Severity.INFO)
+            await trio.sleep(LOOK)
 
     async def _say_when_settled(self) -> None:
         file = WatchedFile(settled_file(self._run))

@@ -60,6 +60,11 @@ class FolderView:
         return problems
 
     @property
+    def problems(self) -> frozenset[str]:
+        """Why files are refused, in words."""
+        return frozenset(map(str, self._state.problems))
+
+    @property
     def objects(self) -> ObjectSet:
         """As the control plane reads them."""
         return self._state.objects

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from daemonset.agent.status import PodState
 from daemonset.control_plane.translation.service_addresses import ServiceAddresses
 from daemonset.local import cluster_ips
 from daemonset.local.cluster_dns import ClusterDns
@@ -22,10 +23,16 @@ from daemonset.local.pod_files import PodFiles
 from daemonset.local.pod_runner import PodRunner
 from daemonset.local.processes import Processes, Report
 from daemonset.local.run_directory import Description, Place, RunDirectory
+from daemonset.local.shared_files import FindingsFile, agent_of
 from daemonset.local.topology import PodPlan, Topology, choose_pod, plan
 
 TURN = 0.1
 """Seconds between two looks at the folder and the processes."""
+
+_AT_REST = (PodState.ENROLLED, PodState.NOT_IN_MESH)
+
+LASTING = 1.5
+"""Seconds after which a finding of the control plane is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,9 @@ class Mesh:
         self._files = PodFiles(run, self._dns_addresses[0], settings.cluster_domain)
         self._dns: ClusterDns | None = None
         self._described: Description | None = None
+        self._findings = FindingsFile(run.path)
+        self._found_since: dict[str, float] = {}
+        self._told: set[str] = set()
         self.keeper = Keeper(run.folder("netns"), self._files.of_nodes())
         self.network = MeshNetwork(self.keeper, self.topology)
         self.processes = Processes(self.keeper, report)
@@ -123,7 +133,32 @@ class Mesh:
             for problem in problems:
                 self.report(f"{problem} (what the file said before stays in force)")
             self._reconcile()
+        self._report_findings()
         self._describe()
+
+    def _report_findings(self) -> None:
+        """What the control plane finds wrong, once it has lasted: a pod that is on its way into
+        the mesh is no news."""
+        found = self._findings.read()
+        now = time.monotonic()
+        self._found_since = {text: self._found_since.get(text, now) for text in found}
+        for text, since in self._found_since.items():
+            # Refused files have been told when they were read.
+            known = text in self._told or text in self.view.problems
+            if not known and now - since > LASTING:
+                self.report(text)
+                self._told.add(text)
+        self._told &= self._found_since.keys()
+
+    def is_settled(self) -> bool:
+        """Whether every pod is in the mesh, or out of it, as its labels want."""
+        agents = [agent_of(self.run.path, node) for node in self.topology.nodes]
+        return all(
+            agent is not None
+            and len(agent.pods) == len(self.topology.pods_on(node))
+            and all(pod.state in _AT_REST for pod in agent.pods)
+            for node, agent in zip(self.topology.nodes, agents, strict=True)
+        )
 
     def wait(self, condition: Callable[[], bool], timeout: float) -> bool:
         """Keep the mesh going until *condition* holds; False after *timeout* seconds."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
+from daemonset.control_plane.objects.located import Located
+from daemonset.control_plane.sources.yaml_documents import YamlError, read_documents
 
 
 class TopologyError(Exception):
@@ -27,6 +28,8 @@ class Object:
     file: str
     at: str = ""
     """Where in the object *body* is, with a final dot: empty for the object itself."""
+    written: Located | None = None
+    """The whole object as it stands in the file, with its lines."""
 
     def get(self, path: str, kind: type, default: Any = None) -> Any:
         """The value at a dotted *path*, checked to be of *kind*.
@@ -47,7 +50,8 @@ class Object:
 
     def error(self, field: str, reason: str) -> TopologyError:
         where = f"{self.namespace}/{self.name}" if self.namespace else self.name
-        return TopologyError(f"{self.file}: {self.kind} {where}: {self.at}{field} {reason}")
+        line = f":{self.written.line_of(self.at + field)}" if self.written is not None else ""
+        return TopologyError(f"{self.file}{line}: {self.kind} {where}: {self.at}{field} {reason}")
 
     def items(self, path: str) -> "Iterator[Object]":
         """The mappings of a list at a dotted *path*, each as a part of this object.
@@ -77,32 +81,45 @@ def parse(text: str, file: str = "inline YAML") -> Iterator[Object]:
         TopologyError: not YAML, or a document is not a Kubernetes object.
     """
     try:
-        documents = list(yaml.safe_load_all(text))
-    except yaml.YAMLError as error:
-        raise TopologyError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+        documents = read_documents(text)
+    except YamlError as error:
+        raise TopologyError(f"{file}:{error.line}: not YAML: {error.problem}") from error
     while documents:
-        document = documents.pop(0)
-        if document is None:
-            continue
+        written = documents.pop(0)
+        document = _plain(written)
         if not isinstance(document, dict):
-            raise TopologyError(f"{file}: {document!r} is not a Kubernetes object")
+            raise TopologyError(f"{file}:{written.line}: {document!r} is not a Kubernetes object")
         if document.get("kind") == "List":
-            documents = [*(document.get("items") or []), *documents]
+            assert isinstance(written.value, dict)
+            items = written.value.get("items")
+            if items is not None and isinstance(items.value, list):
+                documents = [*items.value, *documents]
             continue
-        yield _object(document, file)
+        yield _object(document, written, file)
 
 
-def _object(document: dict[str, Any], file: str) -> Object:
+def _plain(value: Located) -> Any:
+    inner = value.value
+    if isinstance(inner, dict):
+        return {key: _plain(item) for key, item in inner.items()}
+    if isinstance(inner, list):
+        return [_plain(item) for item in inner]
+    return inner
+
+
+def _object(document: dict[str, Any], written: Located, file: str) -> Object:
     kind = document.get("kind")
     metadata = document.get("metadata")
     name = metadata.get("name") if isinstance(metadata, dict) else None
     if not isinstance(kind, str) or not isinstance(name, str):
-        raise TopologyError(f"{file}: a document without kind or metadata.name: {document!r:.80}")
+        raise TopologyError(
+            f"{file}:{written.line}: a document without kind or metadata.name: {document!r:.80}"
+        )
     assert isinstance(metadata, dict)
     namespace = metadata.get("namespace")
     if namespace is None:
         namespace = "" if kind in CLUSTER_SCOPED else "default"
-    return Object(kind, str(namespace), name, document, file)
+    return Object(kind, str(namespace), name, document, file, written=written)
 
 
 def read_folder(folder: Path) -> list[Object]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from daemonset.agent.status import AgentStatus, read_status
+
 
 @dataclass(frozen=True, slots=True)
 class MadePod:
@@ -99,6 +101,29 @@ class WantedFile:
         return self._file.has_changed()
 
 
+class FindingsFile:
+    """What is wrong with the folder's files and objects; kept by the control plane, read by whoever
+    tells people."""
+
+    def __init__(self, run: Path) -> None:
+        self._file = WatchedFile(run / "findings.json")
+        self._written: list[str] | None = None
+
+    def write(self, findings: Iterable[str]) -> None:
+        """Replace the file when there is something new in it."""
+        wanted = list(findings)
+        if wanted != self._written:
+            self._file.replace(json.dumps(wanted))
+            self._written = wanted
+
+    def read(self) -> list[str]:
+        """Empty while there is no such file."""
+        try:
+            return list(json.loads(self._file.path.read_text()))
+        except FileNotFoundError:
+            return []
+
+
 def settled_file(run: Path) -> Path:
     """The newest generation of the control plane that all its clients have acknowledged."""
     return run / "settled"
@@ -122,6 +147,14 @@ def token_file(run: Path, node: str) -> Path:
 def agent_folder(run: Path, node: str) -> Path:
     """Where a node's agent keeps its mark and its status."""
     return run / "nodes" / node
+
+
+def agent_of(run: Path, node: str) -> AgentStatus | None:
+    """What a node's agent says; None where it has not started, or there is no mesh."""
+    try:
+        return read_status(agent_folder(run, node))
+    except FileNotFoundError:
+        return None
 
 
 def zds_socket(run: Path, node: str) -> Path:

@@ -4,26 +4,57 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from daemonset.agent.status import AgentStatus, PodState, PodStatus
 from daemonset.local import run_directory
 from daemonset.local.run_directory import RunDirectoryError
+from daemonset.local.shared_files import FindingsFile, agent_of
 
 _LOOK = 0.2
 
 
 def show_status(name: str | None) -> None:
-    """Nodes, the mesh's processes, and pods, as tables. Raises RunDirectoryError."""
+    """Nodes, the mesh's processes, pods and findings, as tables. Raises RunDirectoryError."""
     path, mesh = run_directory.find(name)
     print(f"mesh {mesh.name}, from {mesh.folder} (logs: {path / 'logs'})\n")
+    agents = {node: status for node in mesh.nodes if (status := agent_of(path, node)) is not None}
+    in_mesh = {
+        f"{pod.namespace}/{pod.name}": pod for status in agents.values() for pod in status.pods
+    }
     print_table(
-        ("NODE", "ADDRESSES"),
-        [(node, " ".join(place.addresses)) for node, place in mesh.nodes.items()],
+        ("NODE", "ADDRESSES", "ZTUNNEL"),
+        [
+            (node, " ".join(place.addresses), ztunnel_in_words(agents.get(node)))
+            for node, place in mesh.nodes.items()
+        ],
     )
     print_table(("PROCESS", "STATE"), list(mesh.processes.items()))
     rows = []
     for key, place in mesh.pods.items():
         states = [f"{name} {state}" for name, state in place.containers.items()]
-        rows.append((key, place.node, " ".join(place.addresses), "; ".join(states) or "no process"))
-    print_table(("POD", "NODE", "ADDRESSES", "CONTAINERS"), rows)
+        row = (key, place.node, " ".join(place.addresses), pod_in_words(in_mesh.get(key)))
+        rows.append((*row, "; ".join(states) or "no process"))
+    print_table(("POD", "NODE", "ADDRESSES", "MESH", "CONTAINERS"), rows)
+    findings = FindingsFile(path).read()
+    print_table(("WHAT IS WRONG WITH THE FOLDER",), [(text,) for text in findings])
+
+
+def ztunnel_in_words(agent: AgentStatus | None) -> str:
+    """What a node's agent says of the proxy below it."""
+    if agent is None:
+        return "-"
+    if not agent.ztunnels:
+        return "not connected to the agent"
+    return "knows its pods" if agent.synchronised else "is being told its pods"
+
+
+def pod_in_words(pod: PodStatus | None) -> str:
+    """What its node's agent says of a pod."""
+    if pod is None:
+        return "-"
+    repaired = f" (capture repaired {pod.repairs} times)" if pod.repairs else ""
+    if pod.state is PodState.ENROLLED:
+        return f"in{repaired}"
+    return f"{'out' if pod.state is PodState.NOT_IN_MESH else pod.state.value}: {pod.reason}"
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

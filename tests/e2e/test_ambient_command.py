@@ -219,18 +219,31 @@ items:
 """
 
 
+L7 = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: l7, namespace: app}
+spec:
+  rules: [{to: [{operation: {methods: [GET]}}]}]
+"""
+
+
 def test_a_folder_of_three_nodes_without_ipv4(ambient: Ambient) -> None:
     folder = ambient.place / "six"
     folder.mkdir()
     (folder / "all.yaml").write_text(SIX)
     up = ambient.start("up", str(folder))
     shown = read_until(up, "Ctrl-C ends it")
-    assert re.search(r"app/b +n3 +fd00:3::2", shown)
+    assert re.search(r"app/a +n1 +fd00:1::2 +in +c running", shown)
+    assert re.search(r"app/b +n3 +fd00:3::2 +in +c running", shown)
     get = ("python", "-m", "daemonset.local.app", "get")
     code, output = ambient.run("exec", "a", "--", *get, "http://b/")
     assert (code, '"client": "fd00:1::2"' in output) == (0, True), output
     code, output = ambient.run("logs", "n3/ztunnel")
     assert 'src.identity="spiffe://cluster.local/ns/app/sa/default"' in output
+    (folder / "policy.yaml").write_text(L7)
+    assert "policy.yaml:6: error: AuthorizationPolicy app/l7" in read_until(up, "cannot be checked")
+    assert "policy.yaml:6: error: AuthorizationPolicy app/l7" in ambient.run("status")[1]
     os.killpg(up.pid, signal.SIGINT)
     assert up.wait(PATIENCE) == 0
     assert ambient.is_gone()

@@ -75,6 +75,10 @@ class FolderState:
         """The objects in force."""
         return object_set(loaded.object for loaded in self._objects.values())
 
+    def __len__(self) -> int:
+        """How many objects are in force."""
+        return len(self._objects)
+
     @property
     def problems(self) -> tuple[Problem, ...]:
         """Why files are refused, in order of files and lines."""

@@ -153,6 +153,13 @@ class _Run:
         reached = captured or is_captured(pod) or speaks_hbone_itself(pod.meta.labels)
         if not reached:
             self._report_not_captured(pod, policies, verdict.strict)
+        if self._objects.nodes and pod.node and pod.node not in self._objects.nodes:
+            self._findings.warning(
+                key,
+                "spec.nodeName",
+                "UnknownNode",
+                f"there is no Node {pod.node!r}: nobody captures it there.",
+            )
         services = self._endpoints.get(key, {})
         waypoint = self._waypoints.of_workload(pod.meta)
         tunnel = self._waypoints.application_tunnel(pod.meta)

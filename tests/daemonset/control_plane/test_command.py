@@ -53,7 +53,17 @@ def run(*arguments: str) -> int:
 def test_validate_is_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.yaml").write_text(POD)
     assert run("validate", str(tmp_path)) == 0
-    assert capsys.readouterr().out == ""
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"{tmp_path}: 2 objects, nothing is wrong\n")
+
+
+def test_validate_counts_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("validate", str(tmp_path)) == 0
+    assert capsys.readouterr().err == f"{tmp_path}: no objects, nothing is wrong\n"
+    (tmp_path / "a.yaml").write_text(POD + "---\n" + POLICY)
+    (tmp_path / "b.yaml").write_text("kind: [")
+    assert run("validate", str(tmp_path)) == 1
+    assert capsys.readouterr().err == f"{tmp_path}: 3 objects, 2 errors\n"
 
 
 def test_validate_names_file_and_line_of_what_cannot_be_read(

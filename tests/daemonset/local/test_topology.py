@@ -96,8 +96,8 @@ POD = "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec: {spec}\nstat
     ("objects", "message"),
     [
         ("", "no Node object"),
-        ("- 1", r"f.yaml: \[1\] is not a Kubernetes object"),
-        ("a: [", "f.yaml: not YAML"),
+        ("- 1", r"f.yaml:1: \[1\] is not a Kubernetes object"),
+        ("a: [", "f.yaml:1: not YAML"),
         ("kind: Pod", "without kind or metadata.name"),
         ("kind: Node\nmetadata: {name: n}", "Node n: status.addresses has no InternalIP"),
         (

@@ -298,3 +298,17 @@ def test_two_pods_of_one_address_are_an_error() -> None:
     assert (str(finding.object), finding.reason) == ("Pod shop/other", "AddressTaken")
     finished = text.replace("{podIP: 10.0.0.1}", "{podIP: 10.0.0.1, phase: Succeeded}", 1)
     assert translate(finished).reasons == []
+
+
+def test_a_pod_on_a_node_that_is_not_there_is_a_finding() -> None:
+    text = """
+    {apiVersion: v1, kind: Node, metadata: {name: one}}
+    ---
+    apiVersion: v1
+    kind: Pod
+    metadata: {name: a}
+    spec: {nodeName: NODE}
+    status: {podIP: 10.0.0.1}
+    """
+    assert translate(text.replace("NODE", "one")).reasons == []
+    assert translate(text.replace("NODE", "two")).reasons == ["UnknownNode"]
