@@ -11,6 +11,7 @@ _ROOMS = {
     "daemonset.local.command": ("demo", "up", "down", "exec", "status", "logs"),
     "daemonset.control_plane.command": ("control-plane", "validate", "token", "rotate-root"),
     "daemonset.local.node_agent": ("agent",),
+    "daemonset.agent.command": ("node-agent",),
 }
 """Room -> the commands it adds with ``add_parsers(subparsers)``; each parser sets ``run``, a
 function of the arguments that gives the exit code."""

@@ -61,6 +61,7 @@ class Agent:
         self._server = ZdsServer(config.zds_path)
         self._probes = HostProbes(self._host)
         self._host_rules = ""
+        self._dissolving = False
         self._status_changed = trio.Event()
         self._services = Services(
             self._server,
@@ -82,6 +83,10 @@ class Agent:
             self._reconciler.statuses(),
         )
 
+    def next_change(self) -> trio.Event:
+        """Set when something in `status` may have changed after this call."""
+        return self._status_changed
+
     async def wait_status_changed(self) -> None:
         """Return when something in `status` may have changed."""
         await self._status_changed.wait()
@@ -102,6 +107,18 @@ class Agent:
             if worker is not None and worker.settled_in == netns:
                 return
             await changed.wait()
+
+    async def dissolve(self) -> None:
+        """Have every pod leave the mesh, and take the node's own rules away; then return.
+
+        Waits for ever for a pod that cannot leave.
+        """
+        self._dissolving = True
+        self._reconciler.dissolve("the mesh is being taken off this node")
+        while not all(status.out_of_mesh for status in self.status.pods):
+            await self._status_changed.wait()
+        async with self._services.probes_lock:
+            await self._services.in_thread(self._probes.stop)
 
     async def run(
         self,
@@ -132,6 +149,8 @@ class Agent:
     async def _guard_host_rules(self) -> None:
         while True:
             await trio.sleep(HOST_CHECK_INTERVAL)
+            if self._dissolving:
+                return
             before = self._host_rules
             try:
                 async with self._services.probes_lock:

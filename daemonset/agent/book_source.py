@@ -25,9 +25,13 @@ class BookSource:
         """From now on what is not in the book is not there."""
         self._complete.set()
 
-    async def wait_changed(self) -> None:
-        """Return when the book has changed."""
-        await self._changed.wait()
+    def next_change(self) -> trio.Event:
+        """Set when the book changes after this call."""
+        return self._changed
+
+    async def wait_complete(self) -> None:
+        """Return when all pods are in the book."""
+        await self._complete.wait()
 
     async def pods(self) -> AsyncGenerator[Sequence[Pod], None]:
         """See `PodSource`."""

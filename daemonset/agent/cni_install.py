@@ -28,8 +28,8 @@ class CniFolders:
     `configurations` the container runtime's folders."""
 
     plugin: Path
-    binaries: Path = Path("/opt/cni/bin")
-    configurations: Path = Path("/etc/cni/net.d")
+    binaries: Path
+    configurations: Path
 
 
 class CniInstaller:

@@ -36,6 +36,11 @@ class PodBook:
         """It is no more."""
         self._namespaces.pop(name, None)
 
+    def retain_namespaces(self, names: frozenset[str]) -> None:
+        """Of all namespaces only these are left (a new list)."""
+        for name in self._namespaces.keys() - names:
+            self.drop_namespace(name)
+
     def put_pod(self, pod: ApiPod) -> None:
         """A pod of this node is new, or has changed."""
         self._pods[pod.meta.uid] = pod

@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import trio
 
-from daemonset.agent.enrolment import EnrolmentOptions, decide_enrolment
+from daemonset.agent.enrolment import Enrolment, EnrolmentOptions, decide_enrolment
 from daemonset.agent.pod_worker import PodWorker, Services
 from daemonset.agent.pods import Pod, PodSource
 from daemonset.agent.status import PodStatus
@@ -23,6 +23,8 @@ class Reconciler:
         self._options = options
         self._services = services
         self._workers: dict[str, PodWorker] = {}
+        self._pods: Sequence[Pod] = ()
+        self._over = ""
 
     def statuses(self) -> tuple[PodStatus, ...]:
         """All pods, ordered by namespace and name."""
@@ -43,14 +45,26 @@ class Reconciler:
                         nursery.start_soon(self._wait_for_first, list(self._workers.values()))
             await trio.sleep_forever()
 
+    def dissolve(self, reason: str) -> None:
+        """From now on no pod is to be in the mesh."""
+        self._over = reason
+        for pod in self._pods:
+            worker = self._workers.get(pod.uid)
+            if worker is not None:
+                worker.want(pod, self._decide(pod))
+
+    def _decide(self, pod: Pod) -> Enrolment:
+        return Enrolment(False, self._over) if self._over else decide_enrolment(pod, self._options)
+
     def _apply(self, pods: Sequence[Pod], nursery: trio.Nursery) -> None:
         seen: dict[str, Pod] = {}
+        self._pods = pods
         for pod in pods:
             if pod.uid in seen:
                 logger.error("%s and %s have the same uid %s", seen[pod.uid], pod, pod.uid)
                 continue
             seen[pod.uid] = pod
-            enrolment = decide_enrolment(pod, self._options)
+            enrolment = self._decide(pod)
             worker = self._workers.get(pod.uid)
             if worker is not None:
                 worker.want(pod, enrolment)

@@ -42,7 +42,7 @@ class Starting:
             uid = self._book.find(request.pod_uid, request.pod_namespace, request.pod_name)
             if uid is not None:
                 return uid
-            await self._source.wait_changed()
+            await self._source.next_change().wait()
 
     def _check(self, uid: str) -> None:
         status = self._agent.pod_status(uid)

@@ -41,6 +41,11 @@ class PodStatus:
     last_repair: str = ""
 
     @property
+    def out_of_mesh(self) -> bool:
+        """Nothing of the mesh is left in it."""
+        return self.state is PodState.NOT_IN_MESH
+
+    @property
     def may_bypass(self) -> bool:
         """It should be in the mesh, and its traffic may not be."""
         return self.state is PodState.FAILED

@@ -1,0 +1,128 @@
+"""What the agent writes about its pods into the API: an annotation, and events.
+
+The annotation is what a control plane goes by when it tells others to speak HBONE to a pod; its
+name and values are Istio's. Only pods of this node are written, and only their status subresource.
+"""
+
+import datetime
+import logging
+import uuid
+from collections.abc import Mapping
+
+import trio
+
+from daemonset.agent.agent import Agent
+from daemonset.agent.book_source import BookSource
+from daemonset.agent.status import PodState, PodStatus
+from daemonset.kube.client import MERGE_PATCH, ApiError, ApiUnavailableError, KubeClient
+
+logger = logging.getLogger("daemonset.agent")
+
+REDIRECTION = "ambient.istio.io/redirection"
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
+_TROUBLE = (PodState.STOPPED, PodState.FAILED, PodState.PENDING)
+_IN_MESH: Mapping[PodState, str | None] = {
+    PodState.ENROLLED: "enabled",
+    PodState.PENDING: "pending",
+    PodState.NOT_IN_MESH: None,
+}
+
+
+def annotation(status: PodStatus, present: str | None) -> str | None:
+    """Pure: what the annotation of a pod is to be, given what it is.
+
+    While a pod is on its way, or cut off, it stays as it is: what others send to a pod that was in
+    the mesh must be refused meanwhile, not sent in the clear.
+    """
+    return _IN_MESH.get(status.state, present)
+
+
+class PodNotes:
+    """Follows the agent's status with annotations and events."""
+
+    def __init__(self, client: KubeClient, node: str, source: BookSource, agent: Agent) -> None:
+        self._client = client
+        self._node = node
+        self._source = source
+        self._agent = agent
+        self._said: dict[str, tuple[PodState, str]] = {}  # by uid: the event written last
+        self._written: dict[str, str | None] = {}  # by uid: ahead of what the watch has told
+
+    async def run(self) -> None:
+        """Write, until cancelled. Never raises else: what cannot be written is tried again."""
+        pause = FIRST_PAUSE
+        while True:
+            changed = self._agent.next_change()
+            try:
+                await self._write()
+                pause = FIRST_PAUSE
+            except (ApiError, ApiUnavailableError) as error:
+                logger.warning("pods cannot be annotated: %s; trying again", error)
+                await trio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+                continue
+            await changed.wait()
+
+    async def _write(self) -> None:
+        statuses = self._agent.status.pods
+        known = {status.uid for status in statuses}
+        for memory in (self._said, self._written):
+            for uid in memory.keys() - known:
+                del memory[uid]
+        for status in statuses:
+            present = self._present(status.uid)
+            wanted = annotation(status, present)
+            if wanted != present:
+                await self._annotate(status, wanted)
+            if status.state in _TROUBLE and self._is_news(status):
+                await self._say(status)
+
+    def _present(self, uid: str) -> str | None:
+        """What the API has: the watch tells of our own writing only later."""
+        told = self._source.book.annotation(uid, REDIRECTION)
+        if uid in self._written:
+            if self._written[uid] != told:
+                return self._written[uid]
+            del self._written[uid]
+        return told
+
+    async def _annotate(self, status: PodStatus, value: str | None) -> None:
+        body = {"metadata": {"uid": status.uid, "annotations": {REDIRECTION: value}}}
+        path = f"/api/v1/namespaces/{status.namespace}/pods/{status.name}/status"
+        try:
+            await self._client.call("PATCH", path, body=body, content_type=MERGE_PATCH)
+        except ApiError as error:
+            if error.status not in (404, 409):  # gone, or another pod of the same name by now
+                raise
+        self._written[status.uid] = value
+
+    def _is_news(self, status: PodStatus) -> bool:
+        return self._said.get(status.uid) != (status.state, status.reason)
+
+    async def _say(self, status: PodStatus) -> None:
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "name": status.name,
+            "namespace": status.namespace,
+            "uid": status.uid,
+        }
+        event = {
+            "metadata": {"name": f"{status.name}.{uuid.uuid4().hex[:16]}"},
+            "involvedObject": pod,
+            "reason": "AmbientMeshNotReady",
+            "message": f"{status.state.value}: {status.reason}"[:1024],
+            "type": "Warning",
+            "source": {"component": "ambient-agent", "host": self._node},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        path = f"/api/v1/namespaces/{status.namespace}/events"
+        try:
+            await self._client.call("POST", path, body=event)
+        except ApiError as error:
+            # A courtesy; the state itself is in the annotation, the log and the metrics.
+            logger.warning("no event could be written for %s: %s", status.name, error)
+        self._said[status.uid] = (status.state, status.reason)

@@ -1,0 +1,283 @@
+"""The node agent below a real API server; pods are network namespaces that the test made."""
+
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from daemonset.agent.agent import AgentConfig
+from daemonset.agent.capture_rules import TABLE
+from daemonset.agent.cni_install import CniFolders
+from daemonset.agent.node_agent import NodeAgent, NodeAgentConfig
+from daemonset.kube.client import KubeClient
+from daemonset.kube.config import from_kubeconfig
+from tests.daemonset.agent.test_agent import Ztunnel, tables
+from tests.daemonset.agent.test_proc_netns import Proc
+from tests.support.cni import Outcome, call
+from tests.support.kube.cluster import Cluster as Api
+from tests.support.namespaces import Cluster
+from tests.support.namespaces import Pod as PodNamespace
+from ztunnel.zds.client import ZdsClient
+
+pytestmark = pytest.mark.root
+REDIRECTION = "ambient.istio.io/redirection"
+MODE = "istio.io/dataplane-mode"
+KINDNET = {"cniVersion": "0.4.0", "name": "k", "plugins": [{"type": "ptp"}]}
+
+
+@pytest.fixture
+def api(cluster: Api) -> Api:
+    return cluster
+
+
+@pytest.fixture
+def network() -> Iterator[Cluster]:
+    with Cluster(2) as made:
+        yield made
+
+
+class Node:
+    """One node of the API, with an agent whose /proc and file system the test made."""
+
+    def __init__(self, api: Api, network: Cluster, folder: Path, name: str) -> None:
+        self.api, self.folder, self.name = api, folder, name
+        self.proc = Proc(folder / "proc")
+        (folder / "net.d").mkdir(parents=True)
+        (folder / "bin").mkdir()
+        (folder / "plugin").write_bytes(b"#!/bin/false\n")
+        (folder / "net.d/10-k.conflist").write_text(json.dumps(KINDNET))
+        self.zds = folder / "zds.sock"
+        host = f"/proc/{os.getpid()}/fd/{network.host.fd}"
+        self.config = NodeAgentConfig(
+            node=name,
+            agent=AgentConfig(folder / "run", self.zds, host_netns=host),
+            cni=CniFolders(folder / "plugin", folder / "bin", folder / "net.d"),
+            state_dir=folder / "state",
+            proc=folder / "proc",
+            excluded_from_plugin=("kube-system", "ambient-system"),
+            health_port=0,
+            metrics_port=0,
+            agent_ns="default",
+            daemon_set="ambient-agent",
+        )
+        self.ztunnel = Ztunnel()
+        self.agent: NodeAgent | None = None
+
+    def create(self, name: str, namespace: str, **labels: str) -> dict[str, Any]:
+        """A pod that the scheduler has put onto this node."""
+        made: dict[str, Any] = self.api.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": name, "namespace": namespace, "labels": labels},
+                "spec": {"nodeName": self.name, "containers": [{"name": "a", "image": "a"}]},
+            }
+        )
+        return made
+
+    def run(self, pod: dict[str, Any], sandbox: PodNamespace, pid: int) -> None:
+        """What the kubelet does: a process, and an address in the status."""
+        self.proc.add(pid, pod["metadata"]["uid"], sandbox.namespace, pid)
+        addresses = [{"ip": sandbox.v4}, {"ip": sandbox.v6}]
+        status = {"phase": "Running", "podIP": sandbox.v4, "podIPs": addresses}
+        self.api.set_status(pod, status)
+
+    def annotation(self, pod: dict[str, Any]) -> str | None:
+        found: dict[str, Any] = self.api.call("GET", self.api.path(pod))
+        value: str | None = found["metadata"].get("annotations", {}).get(REDIRECTION)
+        return value
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        with trio.fail_after(30):
+            while not await trio.to_thread.run_sync(condition):
+                await trio.sleep(0.02)
+
+    async def until_annotated(self, pod: dict[str, Any], value: str | None) -> None:
+        await self.until(lambda: self.annotation(pod) == value)
+
+    async def add(self, pod: dict[str, Any], sandbox: PodNamespace, patience: int = 60) -> Outcome:
+        """What the container runtime does when the pod starts."""
+        meta = pod["metadata"]
+        configuration = {
+            "cniVersion": "0.4.0",
+            "name": "k",
+            "agentSocket": str(self.folder / "run/cni.sock"),
+            "unenrolledNamespacesFile": str(self.folder / "state/unenrolled-namespaces"),
+            "patienceSeconds": patience,
+            "prevResult": {"ips": [{"address": f"{sandbox.v4}/24"}]},
+        }
+        arguments = (
+            f"K8S_POD_NAMESPACE={meta['namespace']};K8S_POD_NAME={meta['name']};"
+            f"K8S_POD_UID={meta['uid']}"
+        )
+        netns = f"/proc/{os.getpid()}/fd/{sandbox.namespace.fd}"
+        return await trio.to_thread.run_sync(
+            partial(call, "ADD", configuration, arguments=arguments, netns=netns)
+        )
+
+
+@asynccontextmanager
+async def running(node: Node) -> AsyncIterator[trio.Event]:
+    """The agent, with a ztunnel below it; ended as SIGTERM ends it."""
+    client = KubeClient(from_kubeconfig(str(node.api.kubeconfig), None))
+    node.agent = agent = NodeAgent(node.config, client)
+    node.ztunnel.mark = agent.mark
+    stop, ended = trio.Event(), trio.Event()
+
+    async def run() -> None:
+        await agent.run(stop)
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        nursery.start_soon(ZdsClient(node.ztunnel, node.zds).run)
+        yield ended
+        stop.set()
+        with trio.fail_after(30):
+            await ended.wait()
+        nursery.cancel_scope.cancel()
+    await client.forget_idle()
+
+
+@pytest.fixture
+def node(
+    api: Api, network: Cluster, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Node]:
+    name = request.node.name.replace("_", "-").replace("[", "-").replace("]", "")[-50:].strip("-")
+    made = Node(api, network, tmp_path, name)
+    yield made
+    made.ztunnel.close()
+    for each in made.proc.namespaces[:1]:
+        each.close()
+
+
+def label(api: Api, namespace: str, value: str | None) -> None:
+    api.call(
+        "PATCH",
+        f"/api/v1/namespaces/{namespace}",
+        {"metadata": {"labels": {MODE: value}}},
+        content_type="application/merge-patch+json",
+    )
+
+
+async def test_running_pods_join_and_leave_by_the_label_of_their_namespace(
+    api: Api, node: Node, network: Cluster
+) -> None:
+    api.namespace("join")
+    pod, other = node.create("web", "join"), node.create("out", "join", **{MODE: "none"})
+    node.run(pod, network.pods[0], 300)
+    node.run(other, network.pods[1], 301)
+    async with running(node):
+        listed = node.folder / "state/unenrolled-namespaces"
+        await node.until(lambda: listed.exists() and "join" in listed.read_text().split())
+        assert tables(network.pods[0].namespace) == []
+        label(api, "join", "ambient")
+        await node.until_annotated(pod, "enabled")
+        assert TABLE in tables(network.pods[0].namespace)
+        assert list(node.ztunnel.listeners) == [pod["metadata"]["uid"]]
+        assert tables(network.pods[1].namespace) == []
+        await node.until(lambda: "join" not in listed.read_text().split())
+        label(api, "join", None)
+        await node.until_annotated(pod, None)
+        assert tables(network.pods[0].namespace) == []
+        assert node.ztunnel.listeners == {}
+
+
+async def test_a_new_pod_is_captured_before_it_starts(
+    api: Api, node: Node, network: Cluster
+) -> None:
+    api.namespace("fresh", **{MODE: "ambient"})
+    async with running(node):
+        await node.until(lambda: (node.folder / "bin/ambient-cni").exists())
+        chain = json.loads((node.folder / "net.d/10-k.conflist").read_text())["plugins"]
+        assert [each["type"] for each in chain] == ["ptp", "ambient-cni"]
+        pod = node.create("web", "fresh")
+        # It has no address in the API, and no process of its own.
+        outcome = await node.add(pod, network.pods[0])
+        assert outcome.status == 0, outcome
+        assert TABLE in tables(network.pods[0].namespace)
+        await node.until_annotated(pod, "enabled")
+        api.delete(pod)
+        await node.until(lambda: node.ztunnel.listeners == {})
+
+
+async def test_an_agent_that_is_replaced_leaves_everything_in_place(
+    api: Api, node: Node, network: Cluster
+) -> None:
+    api.namespace("kept", **{MODE: "ambient"})
+    api.namespace("plain")
+    daemon_set(api)
+    pod = node.create("web", "kept")
+    node.run(pod, network.pods[0], 300)
+    async with running(node):
+        await node.until_annotated(pod, "enabled")
+        await node.until(lambda: (node.folder / "bin/ambient-cni").exists())
+    assert TABLE in tables(network.pods[0].namespace)
+    assert node.annotation(pod) == "enabled"
+    # Nobody is there now: pods of the mesh wait, others do not.
+    assert (await node.add(node.create("next", "kept"), network.pods[1], 0)).json["code"] == 11
+    assert (await node.add(node.create("next", "plain"), network.pods[1], 0)).status == 0
+    async with running(node):
+        await node.until(lambda: len(node.ztunnel.listeners) == 1)
+        assert node.annotation(pod) == "enabled"
+
+
+async def test_an_agent_that_is_uninstalled_leaves_nothing(
+    api: Api, node: Node, network: Cluster
+) -> None:
+    api.namespace("over", **{MODE: "ambient"})
+    pod = node.create("web", "over")
+    node.run(pod, network.pods[0], 300)
+    daemon_set(api)
+    async with running(node):
+        await node.until_annotated(pod, "enabled")
+        await node.until(lambda: (node.folder / "bin/ambient-cni").exists())
+        api.call("DELETE", "/apis/apps/v1/namespaces/default/daemonsets/ambient-agent")
+    assert tables(network.pods[0].namespace) == []
+    assert tables(network.host) == []
+    assert not (node.folder / "bin/ambient-cni").exists()
+    assert json.loads((node.folder / "net.d/10-k.conflist").read_text()) == KINDNET
+    await node.until_annotated(pod, None)
+
+
+async def test_a_pod_that_cannot_be_captured_is_told_of(
+    api: Api, node: Node, network: Cluster
+) -> None:
+    api.namespace("lost", **{MODE: "ambient"})
+    pod = node.create("web", "lost")
+    api.set_status(pod, {"phase": "Running", "podIP": "10.9.9.9", "podIPs": [{"ip": "10.9.9.9"}]})
+    async with running(node):
+
+        def told() -> bool:
+            events = api.call("GET", "/api/v1/namespaces/lost/events")["items"]
+            return any("no process of lost/web" in event["message"] for event in events)
+
+        await node.until(told)
+        assert node.agent is not None
+        metrics = node.agent.metrics().decode()
+        assert 'mesh_bypass_possible{namespace="lost",pod="web",reason="no process of' in metrics
+        assert node.annotation(pod) is None
+
+
+def daemon_set(api: Api) -> None:
+    labels = {"app": "ambient-agent"}
+    api.apply(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "DaemonSet",
+            "metadata": {"name": "ambient-agent", "namespace": "default"},
+            "spec": {
+                "selector": {"matchLabels": labels},
+                "template": {
+                    "metadata": {"labels": labels},
+                    "spec": {"containers": [{"name": "a", "image": "a"}]},
+                },
+            },
+        }
+    )
