@@ -1,6 +1,6 @@
 """A mesh to break: a client and a server, each on its own node, both enrolled."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,11 +26,16 @@ class FaultLab:
 
 @contextmanager
 def fault_lab(
-    folder: Path, *, enrol: bool = True, pods: dict[str, int] | None = None, **ztunnel: str
+    folder: Path,
+    ztunnel: Mapping[str, str] | None = None,
+    *,
+    enrol: bool = True,
+    pods: dict[str, int] | None = None,
+    objects: str = "",
 ) -> Iterator[FaultLab]:
-    """Keyword arguments in capitals are more of the environment of both ztunnels."""
+    """`ztunnel` is more of the environment of both of them; everybody in "default" is enrolled."""
     everybody = {"client": 1, "server": 2, **(pods or {})}
-    with mesh_lab(folder, pods=everybody, ztunnel=ztunnel) as mesh:
+    with mesh_lab(folder, pods=everybody, objects=objects, ztunnel=ztunnel) as mesh:
         if enrol:
             mesh.enrol()
         yield FaultLab(mesh)

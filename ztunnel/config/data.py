@@ -91,6 +91,15 @@ def read_tunnel(reader: Reader) -> TunnelConfig:
             "How long a TLS handshake, an HTTP/2 handshake or the answer to CONNECT may take.",
             True,
         ),
+        ping_interval=reader.duration(
+            "ZTUNNEL_PING_INTERVAL", "10s", "Time between two PINGs on a tunnel.", True
+        ),
+        ping_timeout=reader.duration(
+            "ZTUNNEL_PING_TIMEOUT",
+            "20s",
+            "A tunnel whose peer leaves a PING unanswered for so long is given up.",
+            True,
+        ),
         tls_records=reader.choice(
             "ZTUNNEL_TLS_RECORDS",
             TlsRecords.OWN,

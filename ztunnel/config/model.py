@@ -134,6 +134,8 @@ class TunnelConfig:
     connection_window: int
     frame_size: int
     handshake_timeout: float
+    ping_interval: float
+    ping_timeout: float
     tls_records: TlsRecords
     response_baggage: bool
     localhost_app_tunnel: bool

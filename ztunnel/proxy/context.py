@@ -16,10 +16,12 @@ from ztunnel.mesh.authorize import Verdict
 from ztunnel.mesh.outbound import ILLEGAL_PORTS
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
+from ztunnel.proxy.admission import Admission
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.pool import PoolSettings, observe_stage
 from ztunnel.proxy.registry import Registry
 from ztunnel.relay.engine import Engine
+from ztunnel.relay.tunnel import Keepalive as TunnelKeepalive
 from ztunnel.telemetry.access_log import AccessLog
 from ztunnel.telemetry.counters import Cell, Counters
 from ztunnel.telemetry.labels import UNKNOWN_PEER, Peer
@@ -72,6 +74,7 @@ class Context:
         self.labels = counters.table
         self.peers = PeerTable()
         self.registry = Registry()
+        self.admission = Admission()
         self.rng = random.Random()
         self.warned_source = False
         self.mark = sockets.packet_mark
@@ -100,6 +103,7 @@ class Context:
             idle_timeout=tunnel.unused_release_timeout,
             connect_timeout=sockets.connect_timeout,
             handshake_timeout=tunnel.handshake_timeout,
+            tunnel_keepalive=TunnelKeepalive(tunnel.ping_interval, tunnel.ping_timeout),
             http=self.http,
             counters=counters,
         )

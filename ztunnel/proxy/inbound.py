@@ -235,6 +235,11 @@ class Inbound(Connection):
         except OSError as error:
             self._unreachable(error, target.connect)
             return
+        if self.context.admission.is_full(sock):
+            # A stream of a tunnel needs no descriptor but this one: nothing else would stop them.
+            sock.close()
+            self._refuse(UNAVAILABLE, CONNECT, "too many connections: no descriptors are left")
+            return
         self._connecting = Connecting(
             self.context.engine,
             sock,

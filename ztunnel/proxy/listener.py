@@ -4,16 +4,19 @@ import errno
 import logging
 import select
 import socket
+import time
 from collections.abc import Callable
 from typing import Final
 
 from ztunnel.linux.sockets import SocketAddress, canonical
+from ztunnel.proxy.admission import Admission
 from ztunnel.relay.engine import Engine
 
 log = logging.getLogger("ztunnel.proxy")
 
 _AT_ONCE: Final = 64  # connections accepted in one round, so that running flows get their turn
-_PAUSE: Final = 0.1  # seconds to wait when there are no descriptors left
+_PAUSE: Final = 0.1  # seconds to rest when there is no room
+_EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
 
 # What Linux's accept tells of the connection that it took from the queue (accept(2)).
 _OF_THAT_CLIENT: Final = frozenset(
@@ -33,14 +36,15 @@ class Listener:
     def __init__(
         self,
         engine: Engine,
+        admission: Admission,
         sock: socket.socket,
         accepted: Accepted,
     ) -> None:
         self._engine = engine
+        self._admission = admission
         self.socket = sock
         self._accepted = accepted
         self._closed = False
-        self._exhausted = False
         engine.register(sock.fileno(), self, select.EPOLLIN)
 
     def ready(self, events: int) -> None:
@@ -51,14 +55,15 @@ class Listener:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                    self._wait_for_descriptors(error)
+                if error.errno in _EXHAUSTED:
+                    self._admission.rest(error.strerror or str(error))
+                    self._rest()
                     return
                 if error.errno in _OF_THAT_CLIENT:
                     continue  # that client is gone; the next one may not be
                 raise
-            self._exhausted = False
             sock.setblocking(False)
+            full = self._admission.is_full(sock)
             try:
                 self._accepted(sock, (canonical(address[0]), address[1]))
             except Exception:
@@ -66,19 +71,24 @@ class Listener:
                 self._engine.close_later(sock)
             if self._closed:
                 return
+            if full:
+                self._admission.rest_for_room()
+                self._rest()
+                return
 
-    def _wait_for_descriptors(self, error: OSError) -> None:
+    def _rest(self) -> None:
         """Clients stay in the queue; asking again at once would only burn the processor."""
-        if not self._exhausted:
-            self._exhausted = True
-            log.error("cannot accept connections: %s; waiting for some to end", error.strerror)
         self._engine.unregister(self.socket.fileno())
-        self._engine.expire_at(self, self._engine.now + _PAUSE)
+        self._engine.expire_at(self, time.monotonic() + _PAUSE)
 
     def expired(self) -> None:
         """Tries again."""
-        if not self._closed:
+        if self._closed:
+            return
+        if self._admission.may_go_on(self.socket):
             self._engine.register(self.socket.fileno(), self, select.EPOLLIN)
+        else:
+            self._rest()
 
     def failed(self, error: BaseException) -> None:
         """The socket itself is broken."""

@@ -149,7 +149,8 @@ class PodProxy:
             if kind != "hbone":  # tunnels have keepalive of their own (PING)
                 # Accepted sockets inherit it: cheaper than setting it on each of them.
                 set_connection_options(sock, self.context.keepalive)
-            self._listeners[kind] = Listener(self.context.engine, sock, accept[kind])
+            context = self.context
+            self._listeners[kind] = Listener(context.engine, context.admission, sock, accept[kind])
 
     @staticmethod
     def _inherit(inherited: dict[str, socket.socket], kind: str) -> socket.socket | None:
@@ -379,7 +380,7 @@ class PodProxy:
             tunnel = owner.tunnel
             if tunnel is None:
                 continue
-            tunnel.tick(now)
+            tunnel.tick(now, self.context.pools.tunnel_keepalive)
             if not owner.leaving and owner.worn_out(time.time()):
                 owner.leaving = True
                 self._leave(tunnel)

@@ -26,6 +26,7 @@ from ztunnel.proxy.failure import ConnectFailure
 from ztunnel.proxy.handshake import connected, shake_hands
 from ztunnel.proxy.outer import OuterStream
 from ztunnel.relay.engine import Engine
+from ztunnel.relay.tunnel import Keepalive as TunnelKeepalive
 from ztunnel.relay.tunnel import Tunnel
 from ztunnel.telemetry.counters import Counters
 from ztunnel.telemetry.labels import (
@@ -106,6 +107,7 @@ class PoolSettings:
         idle_timeout: float,
         connect_timeout: float,
         handshake_timeout: float,
+        tunnel_keepalive: TunnelKeepalive,
         http: LocalSettings,
         counters: Counters,
     ) -> None:
@@ -119,6 +121,7 @@ class PoolSettings:
         self.idle_timeout = idle_timeout
         self.connect_timeout = connect_timeout
         self.handshake_timeout = handshake_timeout
+        self.tunnel_keepalive = tunnel_keepalive
         self.http = http
         self.revocations: RevocationList | None = None
 
@@ -216,6 +219,7 @@ class Pool:
                 and tunnel is not None
                 and not tunnel.closed  # its streams hear of it before the pool does
                 and tunnel.client.can_open()
+                and tunnel.answers
                 and len(tunnel.http.streams) < self._limit(key)
                 and tunnel.http.resets.left(tunnel.engine.now) > _RESETS_LEFT
                 and not pooled.worn_out(time.time())
@@ -428,7 +432,7 @@ class Pool:
             tunnel = pooled.tunnel
             if tunnel is None:
                 continue
-            tunnel.tick(now)
+            tunnel.tick(now, self.settings.tunnel_keepalive)
             allowed = _INNER_IDLE if pooled.key.inner_authority else self.settings.idle_timeout
             unused = pooled.ready and tunnel.idle and now - tunnel.used > allowed
             if unused or pooled.worn_out(time.time()):

@@ -9,7 +9,7 @@ import logging
 import select
 import socket
 import time
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from ztunnel.hbone.client import TunnelClient
 from ztunnel.hbone.events import TunnelAccepted, TunnelRefused
@@ -35,8 +35,15 @@ log = logging.getLogger("ztunnel.relay")
 _IN: Final = select.EPOLLIN | select.EPOLLRDHUP
 _OUT: Final = select.EPOLLOUT
 
-PING_EVERY: Final = 10.0  # seconds, as Istio's proxies do
-PING_TIMEOUT: Final = 20.0  # seconds without an answer end the tunnel
+
+class Keepalive(NamedTuple):
+    """How the death of a peer that says nothing is noticed, in seconds; as Istio's proxies do."""
+
+    interval: float = 10.0  # between two PINGs
+    timeout: float = 20.0  # without an answer
+
+
+_SUSPICIOUS: Final = 3.0  # seconds
 
 
 class StreamOwner:
@@ -376,18 +383,23 @@ class Tunnel:
             raise RuntimeError("we opened this tunnel")
         return self._server
 
-    def tick(self, now: float) -> None:
-        """Keepalive; call about once a second."""
+    def tick(self, now: float, keepalive: Keepalive) -> None:
+        """Looks after the peer; call about once a second."""
         self._retire_if_done()  # the last stream may have ended without a flow to tell us
         if self.closed:
             return
         if self._ping_sent:
-            if now - self._ping_sent > PING_TIMEOUT:
-                self.close(f"the peer did not answer a PING for {PING_TIMEOUT:g}s")
-        elif now - self._pinged > PING_EVERY:
+            if now - self._ping_sent > keepalive.timeout:
+                self.close(f"the peer did not answer a PING for {keepalive.timeout:g}s")
+        elif now - self._pinged > keepalive.interval:
             self._pinged = self._ping_sent = now
             self.http.ping(int(now * 1000).to_bytes(8, "big"))
             self.mark_dirty()
+
+    @property
+    def answers(self) -> bool:
+        """False while the peer owes the answer to a PING for suspiciously long."""
+        return not self._ping_sent or self.engine.now - self._ping_sent < _SUSPICIOUS
 
     @property
     def idle(self) -> bool:

@@ -70,9 +70,11 @@ def test_nothing_that_was_queued_is_lost(
 ) -> None:
     with fault_lab(
         tmp_path,
+        {
+            "ZTUNNEL_WORKER_THREADS": str(workers),
+            "ZTUNNEL_LISTEN_BACKLOG": str(BACKLOG // workers),
+        },
         pods={"outside/stranger": 1},
-        ZTUNNEL_WORKER_THREADS=str(workers),
-        ZTUNNEL_LISTEN_BACKLOG=str(BACKLOG // workers),
     ) as lab, echo(lab.mesh, "server", 7000):  # fmt: skip
         ztunnel = getattr(lab, node)
         mesh = lab.mesh
@@ -93,7 +95,10 @@ def test_nothing_that_was_queued_is_lost(
 
 
 def test_one_of_two_workers_is_killed_and_the_other_serves_meanwhile(tmp_path: Path) -> None:
-    with fault_lab(tmp_path, ZTUNNEL_WORKER_THREADS="2") as lab, echo(lab.mesh, "server", 7000):
+    with (
+        fault_lab(tmp_path, {"ZTUNNEL_WORKER_THREADS": "2"}) as lab,
+        echo(lab.mesh, "server", 7000),
+    ):
         victim, survivor = lab.near.workers
         os.kill(victim, signal.SIGSTOP)
         clients = Clients(lab.mesh, "client", lab.server)

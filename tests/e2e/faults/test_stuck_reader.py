@@ -1,0 +1,107 @@
+"""An application that stops reading, while a hundred other connections go on in the same tunnel."""
+
+import socket
+
+import pytest
+
+from tests.support.faults import FaultLab
+from tests.support.pod_sockets import connect, echo, exchange, listen, steady
+from tests.support.ztunnel_processes import resident_kib
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+STUCK = 8
+OTHERS = 100
+PIECE = bytes(65536)
+
+
+class Senders:
+    """Connections whose other ends do not read: they take what the mesh takes."""
+
+    def __init__(self, socks: list[socket.socket]) -> None:
+        self.sent = [0] * len(socks)
+        self.socks = socks
+        for sock in socks:
+            sock.setblocking(False)
+
+    def push(self) -> int:
+        """Sends what goes, and gives how many bytes went."""
+        before = sum(self.sent)
+        for index, sock in enumerate(self.socks):
+            try:
+                while True:
+                    self.sent[index] += sock.send(PIECE)
+            except BlockingIOError:
+                continue
+        return sum(self.sent) - before
+
+
+def _fill(lab: FaultLab, senders: Senders) -> None:
+    """Returns when nothing more goes, for a while."""
+    silent = 0
+
+    def full() -> bool:
+        nonlocal silent
+        silent = 0 if senders.push() else silent + 1
+        return silent > 20
+
+    lab.mesh.wait(full, "everything between the ends is full")
+
+
+def _drained(sock: socket.socket, count: int) -> bytearray:
+    sock.setblocking(True)
+    sock.settimeout(10)
+    received = bytearray()
+    while len(received) < count:
+        more = sock.recv(1 << 20)
+        assert more, f"it ended after {len(received)} of {count} bytes"
+        received += more
+    return received
+
+
+@pytest.mark.parametrize("direction", ["the server does not read", "the client does not read"])
+def test_others_go_on_memory_is_bounded_and_nothing_is_lost(lab: FaultLab, direction: str) -> None:
+    mesh = lab.mesh
+    address = (lab.server[0], 7001)
+    listener = listen(mesh, "server", 7001)
+    with echo(mesh, "server", 7000):
+        clients = [connect(mesh, "client", address) for _ in range(STUCK)]
+        servers = []
+        listener.settimeout(10)
+        for _ in range(STUCK):
+            sock, _address = listener.accept()
+            mesh.sockets.append(sock)
+            servers.append(sock)
+        with steady(mesh, "client", lab.server, OTHERS) as flows:
+            # All of one tunnel: its peer allows far more streams than these.
+            assert lab.near.metric("ztunnel_tunnels", direction="outbound") <= 2
+            workers = (*lab.near.workers, *lab.far.workers)
+            before = {pid: resident_kib(pid) for pid in workers}
+            writers, readers = (clients, servers) if "server" in direction else (servers, clients)
+            senders = Senders(writers)
+            _fill(lab, senders)
+            mark = flows.mark()
+            mesh.wait(
+                lambda: flows.all_went_on(mark, by=50),
+                "a hundred others go on",
+            )
+            assert senders.push() == 0, "nothing is kept beyond what was promised"
+            grown = {pid: resident_kib(pid) - before[pid] for pid in workers}
+            # A window of 256 KiB to 4 MiB each, and what goes with it; never what is sent.
+            assert max(grown.values()) < STUCK * 8 * 1024, grown
+            with connect(mesh, "client", lab.server) as new:
+                assert exchange(new, b"new ones are made") == b"new ones are made"
+            for sender, reader, sent in zip(writers, readers, senders.sent, strict=True):
+                assert len(_drained(reader, sent)) == sent, "all that was taken arrives"
+                sender.setblocking(True)
+                sender.sendall(b"more")
+                assert _drained(reader, 4) == b"more"
+        for sock in (*clients, *servers):
+            sock.close()
+        line = (
+            r"connection complete.*bytes_sent=\d{6,}"
+            if "server" in direction
+            else (r"connection complete.*bytes_recv=\d{6,}")
+        )
+        mesh.wait(lambda: lab.near.log.count(line) == STUCK, "each is written down")
+        assert lab.near.log.count("error=.*:7001|:7001.*error=") == 0
