@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 _ROOMS = {
-    "daemonset.local.command": ("demo", "up", "down", "exec", "status", "logs"),
+    "daemonset.local.command": ("demo", "up", "down", "exec", "status", "why", "logs"),
     "daemonset.control_plane.command": ("control-plane", "validate", "token", "rotate-root"),
     "daemonset.local.node_agent": ("agent",),
     "daemonset.agent.command": ("node-agent",),

@@ -84,6 +84,28 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
     status.add_argument("--mesh", metavar="NAME", help="which mesh, when several are running")
     status.set_defaults(run=_guarded(_status))
 
+    why = subparsers.add_parser(
+        "why",
+        help="why a connection is allowed or not, and where it goes: ambient why web orders",
+        description="Answers from a running mesh, or from a folder of YAML, where a connection of"
+        " a pod would go and whether it is allowed, by which rule of which policy in which file."
+        " Exit status 0: allowed; 1: not, or not at every endpoint; 2: nothing of that name.",
+    )
+    asked = why.add_mutually_exclusive_group()
+    asked.add_argument("--mesh", metavar="NAME", help="which mesh, when several are running")
+    asked.add_argument(
+        "--folder", type=Path, help="ask these files instead of a running mesh (no root needed)"
+    )
+    why.add_argument("source", metavar="POD", help="who connects: pod or namespace/pod")
+    why.add_argument(
+        "destination",
+        metavar="DESTINATION",
+        help="to whom: a service, a pod (each NAME or NAMESPACE/NAME; service/NAME and pod/NAME"
+        " leave no doubt), a hostname or an IP address",
+    )
+    why.add_argument("port", metavar="PORT", nargs="?", type=int, help="all that are known")
+    why.set_defaults(run=_guarded(_why))
+
     logs = subparsers.add_parser(
         "logs",
         help="what the parts of a mesh and its pods have written",
@@ -203,6 +225,20 @@ def _find_place(name: str, nodes: dict[str, Place], pods: dict[str, Place]) -> P
 def _status(arguments: argparse.Namespace) -> int:
     show_status(arguments.mesh)
     return 0
+
+
+def _why(arguments: argparse.Namespace) -> int:
+    from daemonset.local.why import why
+
+    code, lines = why(
+        arguments.mesh,
+        arguments.folder,
+        arguments.source,
+        arguments.destination,
+        arguments.port,
+    )
+    print("\n".join(lines), file=sys.stderr if code == 2 else sys.stdout)
+    return code
 
 
 def _logs(arguments: argparse.Namespace) -> int:

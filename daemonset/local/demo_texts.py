@@ -82,6 +82,7 @@ def things_to_try(folder: Path, policies: Path) -> Iterator[tuple[str, str]]:
     )
     yield f"ls {folder}", "all the YAML of this mesh: change it, and the mesh follows"
     yield f"{program()} status", "what runs where, who is in the mesh, what is wrong"
+    yield f"{program()} why visitor orders", "why a connection is refused: policy, file and line"
     yield (
         f"{program()} logs -f ztunnel",
         "the access log: who connected to whom, and what was refused",

@@ -29,10 +29,7 @@ def run_in(description: Description, place: Place, command: Sequence[str]) -> in
     Raises:
         EnterError: the namespaces cannot be entered, or there is no such command in them.
     """
-    try:
-        _enter(description, place)
-    except OSError as error:
-        raise EnterError(f"cannot enter mesh {description.name}: {error}") from error
+    enter_place(description, place)
     try:
         process = subprocess.Popen(resolve(command), env=_environment(place))
     except OSError as error:
@@ -49,6 +46,18 @@ def run_in(description: Description, place: Place, command: Sequence[str]) -> in
 def _pass_on(process: "subprocess.Popen[bytes]", received: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(received)
+
+
+def enter_place(description: Description, place: Place) -> None:
+    """Move this process, which must have no second thread, into a mesh for good.
+
+    Raises:
+        EnterError: the namespaces cannot be entered.
+    """
+    try:
+        _enter(description, place)
+    except OSError as error:
+        raise EnterError(f"cannot enter mesh {description.name}: {error}") from error
 
 
 def _enter(description: Description, place: Place) -> None:

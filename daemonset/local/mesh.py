@@ -249,7 +249,7 @@ class Mesh:
             pid=own_pid(),
             folder=str(self.settings.folder.absolute()),
             pid_namespace=self.keeper.pid_namespace,
-            underlay=_place(self.network.underlay),
+            underlay=_place(self.network.underlay, addresses=self.topology.underlay),
             nodes={
                 name: _place(self.network.nodes[name], addresses=node.addresses)
                 for name, node in self.topology.nodes.items()

@@ -165,6 +165,11 @@ def test_a_kept_demo_can_be_played_with_and_ends_with_ctrl_c(
     code, output = ambient.run("exec", "web", "--", *get, "http://orders/", prelude=prelude)
     assert code == 0, output
     assert '"pod": "orders"' in output
+    code, output = ambient.run("why", "web", "orders", "80", prelude=prelude)
+    assert (code, "allowed by policy shop/orders-only-for-web (rule 1)" in output) == (0, True)
+    assert "AuthorizationPolicy shop/orders-only-for-web: orders-only-for-web.yaml:12" in output
+    code, output = ambient.run("why", "visitor", "orders", "80", prelude=prelude)
+    assert (code, "street/visitor is not in the mesh" in output) == (1, True), output
     code, output = ambient.run("status", prelude=prelude)
     assert "ztunnel on node-2   running" in output
     code, output = ambient.run("logs", "node-1/ztunnel", prelude=prelude)

@@ -23,7 +23,7 @@ from ztunnel.proto.authorization_pb2 import (
 )
 
 STATIC_STRICT = "istio_converted_static_strict"
-_CONVERTED = "converted_peer_authentication_"
+CONVERTED = "converted_peer_authentication_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class PeerAuthentications:
         exceptions = sorted(port for port, port_strict in modes.items() if port_strict != strict)
         if not exceptions:
             return self._static(strict)
-        name = f"{_CONVERTED}{policy.meta.name}"
+        name = f"{CONVERTED}{policy.meta.name}"
         full_name = f"{namespace}/{name}"
         if full_name not in self._messages:
             self._messages[full_name] = _message(namespace, name, _port_groups(strict, exceptions))
