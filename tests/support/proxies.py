@@ -16,6 +16,7 @@ from daemonset.agent.capture_rules import CaptureOptions
 from tests.support import pki
 from tests.support.lab import Lab
 from ztunnel import config as configuration
+from ztunnel.config.model import LogFormat
 from ztunnel.mesh.changes import Batch, Resource
 from ztunnel.mesh.service import Service
 from ztunnel.mesh.state import MeshState
@@ -89,7 +90,7 @@ class Proxies:
             AccessLog(
                 lambda line: self.lines.append(line.decode()),
                 LogFilter.parse("info"),
-                False,
+                settings.telemetry.log_format is LogFormat.JSON,
                 lambda: 0.0,
             ),
             self.counters,

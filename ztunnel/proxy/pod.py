@@ -35,7 +35,7 @@ from ztunnel.proxy.pool import Pool
 from ztunnel.proxy.socks import accept_socks
 from ztunnel.relay.stream import StreamFlow
 from ztunnel.relay.tunnel import Tunnel
-from ztunnel.telemetry.labels import CERT_REVOKED
+from ztunnel.telemetry.labels import CERT_REVOKED, NO_FLAGS
 from ztunnel.telemetry.record import ConnectionRecord
 from ztunnel.tls.crl import RevocationList
 from ztunnel.tls.errors import Alert, PeerRefused, TlsError
@@ -449,13 +449,14 @@ class PodProxy:
         self._scope.cancel()
         for listener in self._listeners.values():
             listener.close()
+        # Before their tunnels, whose loss they would take for an act of the other end.
+        for connection in self.context.registry.of(self.uid):
+            connection.end(NO_FLAGS, reason)
         for pool in self._pools.values():
             pool.close(reason)
         for owner in list(self._tunnels):
             if owner.tunnel is not None:
                 owner.tunnel.close(reason)
-        for connection in self.context.registry.of(self.uid):
-            connection.end("-", reason)
         self.sockets_ahead.close()
         if self.namespace is not None:
             self.namespace.close()
