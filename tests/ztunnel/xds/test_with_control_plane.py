@@ -42,12 +42,16 @@ def mesh(generation: int, *pods: tuple[str, str, str]) -> Snapshot:
 
 
 class Plane:
-    def __init__(self, first: Snapshot) -> None:
-        self.service = DiscoveryService(first, lambda: None)
+    def __init__(self, first: Snapshot, port: int = 0) -> None:
+        self.rejections = 0
+        self.service = DiscoveryService(first, self._rejected)
         self._thread = GrpcThread()
         (self.port,) = self._thread.start(
-            lambda: [Listener("127.0.0.1", 0, [self.service.handler(None)], None)]
+            lambda: [Listener("127.0.0.1", port, [self.service.handler(None)], None)]
         )
+
+    def _rejected(self) -> None:
+        self.rejections += 1
 
     def publish(self, snapshot: Snapshot) -> None:
         self._thread.call(lambda: self.service.publish(snapshot)).result(10)
@@ -66,6 +70,8 @@ def plane() -> Iterator[Plane]:
 class Held:
     def __init__(self) -> None:
         self.names: set[str] = set()
+        self.received: list[str] = []
+        self.bad: set[str] = set()
         self.changed = trio.Event()
 
     async def apply(
@@ -73,10 +79,12 @@ class Held:
     ) -> list[Rejection]:
         if type_url == ADDRESS_TYPE:
             self.names -= {name.rpartition("/")[2] for name in removed}
+            self.received += [one.name.rpartition("/")[2] for one in resources]
             self.names |= {one.name.rpartition("/")[2] for one in resources}
         self.changed.set()
         self.changed = trio.Event()
-        return []
+        bad = [one.name for one in resources if one.name.rpartition("/")[2] in self.bad]
+        return [Rejection(name, "the test says no") for name in bad]
 
     async def until(self, names: set[str]) -> None:
         while self.names != names:
@@ -123,3 +131,57 @@ async def test_on_demand(plane: Plane) -> None:
         await held.until({"a", "d"})
         assert await one.lookup(ADDRESS_TYPE, "/10.0.0.9") is Outcome.FOUND
         assert await one.lookup(ADDRESS_TYPE, "/10.0.0.2") is Outcome.ABSENT
+
+
+async def test_after_a_restart_of_the_control_plane_only_what_changed_is_sent(
+    plane: Plane,
+) -> None:
+    """The client says which versions it has; what was deleted meanwhile is removed."""
+    held = Held()
+    async with client(plane, held, on_demand=False):
+        await held.until({"a", "b"})
+        await trio.to_thread.run_sync(plane.stop)
+        changed = mesh(1, ("a", "n1", "10.0.0.1"), ("c", "n2", "10.0.0.3"))
+        second = await trio.to_thread.run_sync(Plane, changed, plane.port)
+        try:
+            await held.until({"a", "c"})
+        finally:
+            await trio.to_thread.run_sync(second.stop)
+    assert sorted(held.received) == ["a", "b", "c"]
+
+
+async def test_after_a_restart_what_was_asked_for_is_asked_again(plane: Plane) -> None:
+    held = Held()
+    async with client(plane, held, on_demand=True) as one:
+        assert await one.lookup(ADDRESS_TYPE, "/10.0.0.2") is Outcome.FOUND
+        await held.until({"a", "b"})
+        await trio.to_thread.run_sync(plane.stop)
+        changed = mesh(1, ("a", "n1", "10.0.0.1"), ("moved", "n2", "10.0.0.2"))
+        second = await trio.to_thread.run_sync(Plane, changed, plane.port)
+        try:
+            await held.until({"a", "moved"})
+        finally:
+            await trio.to_thread.run_sync(second.stop)
+    assert held.received.count("a") == 1
+
+
+async def test_what_was_refused_is_sent_again_after_a_restart(
+    plane: Plane, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = Held()
+    held.bad = {"b"}
+    async with client(plane, held, on_demand=False) as one:
+        await one.warm.wait()
+        while not plane.rejections:
+            await trio.sleep(0.01)
+        held.bad = set()
+        await trio.to_thread.run_sync(plane.stop)
+        again = mesh(1, ("a", "n1", "10.0.0.1"), ("b", "n2", "10.0.0.2"))
+        second = await trio.to_thread.run_sync(Plane, again, plane.port)
+        try:
+            while held.received.count("b") < 2:
+                await trio.sleep(0.01)
+        finally:
+            await trio.to_thread.run_sync(second.stop)
+    assert held.received.count("a") == 1
+    assert any("Kubernetes//Pod/shop/b: the test says no" in line for line in caplog.messages)
