@@ -49,16 +49,13 @@ class Connection(StreamOwner):
         """Bytes flow from now on."""
         self.flow = flow
         self.record.path = flow.path
-        self.context.relayed(flow.path, 1, 0)
 
     def flow_ended(self, outcome: Outcome) -> None:
         """The relay is done with it."""
-        record, counters = self.record, self.context.counters
+        record = self.record
         if self.flow is not None:
             record.path = self.flow.path
-        counters.counter("ztunnel_relay_connections", record.path).add()
-        moved = outcome.from_client + outcome.from_server
-        counters.counter("ztunnel_relay_bytes", record.path).add(moved)
+        self.context.relayed(record.path, 1, 0)
         record.up = outcome.from_client
         record.down = outcome.from_server
         record.closed_by = outcome.closed_by.value
