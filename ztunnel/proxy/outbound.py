@@ -68,12 +68,12 @@ class Outbound(Connection):
         self._tried: tuple[str, ...] = ()
         self._workload: Workload | None = None
         self._decision: Hbone | None = None
+        self._failure: tuple[str, str] | None = None  # flags and words of the last endpoint tried
         self._connecting: Connecting | None = None
         self._key: PeerKey | None = None
         self._stream: Stream | None = None
         self._tunnel: Tunnel | None = None
         self._asked_at = 0.0
-        self._failure = ""  # of the last endpoint that was tried
 
     # ---- decide
 
@@ -184,8 +184,10 @@ class Outbound(Connection):
         elif isinstance(decision, Refuse):
             flags = DENY if decision.code is RefusalCode.SELF_CALL else CONNECT
             self._open(decision.workload, decision.service, self.destination, "", decision.reason)
-            before = f"; at last: {self._failure}" if self._failure else ""
-            self._give_up(flags, decision.reason + before)
+            if self._failure is None:
+                self._give_up(flags, decision.reason)
+            else:
+                self._give_up(self._failure[0], f"{decision.reason}; at last: {self._failure[1]}")
         else:
             reason = f"names that must be looked up follow one another: {decision.reason}"
             self._open(None, decision.service, self.destination, "", decision.reason)
@@ -299,8 +301,8 @@ class Outbound(Connection):
         """Tries another endpoint of the service, if there is one and it was not tried yet."""
         decision = self._decision
         assert decision is not None
-        self._failure = reason
         self.context.engine.in_time(self)  # what is tried next has a time limit of its own
+        self._failure = (flags, reason)
         if len(self._tried) + 1 < _TRIES:
             # An empty entry counts the attempt without ruling the endpoint out.
             self._tried = (*self._tried, "" if same_endpoint else decision.workload.uid)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 
 import trio
 
@@ -20,8 +21,8 @@ from ztunnel.telemetry.labels import CONNECT
 class OuterStream(StreamOwner):
     """Asks the gateway for `authority` once a tunnel to it has room."""
 
-    __slots__ = ("_authority", "_baggage", "_done", "_engine", "_failure", "_given_up", "_ours",
-                 "_stream", "_tunnel")  # fmt: skip
+    __slots__ = ("_authority", "_baggage", "_done", "_engine", "_failure", "_flow", "_given_up",
+                 "_ours", "_stream", "_tunnel")  # fmt: skip
 
     def __init__(self, engine: Engine, authority: str, baggage: str) -> None:
         self._engine = engine
@@ -32,6 +33,7 @@ class OuterStream(StreamOwner):
         self._ours: socket.socket | None = None
         self._tunnel: Tunnel | None = None
         self._stream: Stream | None = None
+        self._flow: StreamFlow | None = None
         self._given_up = False
 
     async def socket(self) -> socket.socket:
@@ -53,6 +55,16 @@ class OuterStream(StreamOwner):
         if stream is not None and tunnel is not None and not self._done.is_set():
             tunnel.client.abandon(stream, self._engine.now)
             tunnel.mark_dirty()
+
+    def over(self, seconds: float) -> None:
+        """The inner tunnel has ended. The gateway gets so long to end its half as well."""
+        if self._flow is not None and not self._flow.closed:
+            self._engine.expire_at(self, time.monotonic() + seconds)
+
+    def expired(self) -> None:
+        """A gateway that never ends its half must not keep a stream of ours."""
+        if self._flow is not None:
+            self._flow.abort("the gateway did not end the stream")
 
     def tunnel_ready(self, tunnel: Tunnel) -> None:
         """Ask the gateway."""
@@ -82,7 +94,7 @@ class OuterStream(StreamOwner):
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
-        StreamFlow(tunnel, event.stream, theirs, self, app_is_client=True)
+        self._flow = StreamFlow(tunnel, event.stream, theirs, self, app_is_client=True)
         self._ours = ours
         self._done.set()
         self._engine.woken = True
@@ -98,6 +110,7 @@ class OuterStream(StreamOwner):
 
     def flow_ended(self, outcome: Outcome) -> None:
         """The inner tunnel sees its socket close, and says what that means."""
+        self._engine.in_time(self)
 
     def _fail(self, failure: ConnectFailure) -> None:
         self._failure = failure

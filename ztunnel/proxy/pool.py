@@ -26,6 +26,7 @@ from ztunnel.proxy.failure import ConnectFailure
 from ztunnel.proxy.handshake import connected, shake_hands
 from ztunnel.proxy.outer import OuterStream
 from ztunnel.relay.engine import Engine
+from ztunnel.relay.leaving import PATIENCE
 from ztunnel.relay.tunnel import Keepalive as TunnelKeepalive
 from ztunnel.relay.tunnel import Tunnel
 from ztunnel.telemetry.counters import Counters
@@ -47,6 +48,7 @@ log = logging.getLogger("ztunnel.proxy")
 
 _AT_ONCE: Final = 8  # tunnels opened to one peer at the same time
 _INNER_IDLE: Final = 5.0  # seconds; an inner tunnel is not meant to be used again
+_LAST_WORDS: Final = 1.0  # seconds for an alert to reach the end of an inner tunnel that failed
 _RESETS_LEFT: Final = 50  # a tunnel whose peer takes fewer resets than this gets no new streams
 
 
@@ -144,10 +146,18 @@ def _by_revocation(error: BaseException) -> bool:
 class PooledTunnel:
     """A tunnel of the pool, and whom it leads to."""
 
-    __slots__ = ("expires", "key", "peer", "pool", "ready", "tunnel")
+    __slots__ = ("expires", "key", "outer", "peer", "pool", "ready", "tunnel")
 
-    def __init__(self, pool: "Pool", key: PeerKey, peer: PeerCertificate, expires: float) -> None:
+    def __init__(
+        self,
+        pool: "Pool",
+        key: PeerKey,
+        peer: PeerCertificate,
+        expires: float,
+        outer: OuterStream | None,
+    ) -> None:
         self.expires = expires  # the first of both ends' certificates, seconds since the epoch
+        self.outer = outer  # the stream that an inner tunnel runs in
         self.pool = pool
         self.key = key
         self.peer = peer
@@ -278,7 +288,12 @@ class Pool:
             certificate = await settings.certificates.wait(self.source, settings.handshake_timeout)
         except CertificateUnavailable as error:
             raise ConnectFailure(str(error), IDENTITY_ERROR) from error
-        sock = await (self._inner_socket(key) if key.inner_authority else self._connected(key))
+        outer: OuterStream | None = None
+        if key.inner_authority:
+            outer = OuterStream(settings.engine, key.inner_authority, self._baggage())
+            sock = await self._inner_socket(key, outer)
+        else:
+            sock = await self._connected(key)
         started, shaken = time.monotonic(), False
         try:
             handshake = Handshake(
@@ -298,13 +313,15 @@ class Pool:
             shaken = True
         except BaseException as error:
             settings.engine.close_later(sock)
+            if outer is not None:
+                outer.over(_LAST_WORDS)
             if _by_revocation(error):
                 settings.counters.counter("istio_crl_policy_rejections", "source").add()
             raise
         finally:
             observe_stage(settings.counters, False, "tls", shaken, started)
         expires = min(certificate.not_after, result.peer.not_after)
-        pooled = PooledTunnel(self, key, result.peer, expires)
+        pooled = PooledTunnel(self, key, result.peer, expires, outer)
         self._tunnels.setdefault(key, []).append(pooled)
         self._all.add(pooled)
         pooled.tunnel = Tunnel(
@@ -344,13 +361,12 @@ class Pool:
             observe_stage(settings.counters, False, "connect", established, started)
         return sock
 
-    async def _inner_socket(self, key: PeerKey) -> socket.socket:
+    async def _inner_socket(self, key: PeerKey, outer: OuterStream) -> socket.socket:
         """One end of a socket pair whose other end is relayed to a stream of the outer tunnel.
 
         So the inner tunnel is a tunnel like any other: it does not know that its socket is none
         of the network's. The extra copy is paid only between networks. Raises ConnectFailure.
         """
-        outer = OuterStream(self.settings.engine, key.inner_authority, self._baggage())
         self.request(key.outer, outer)
         try:
             with trio.fail_after(self.settings.handshake_timeout):
@@ -406,6 +422,8 @@ class Pool:
         """A tunnel is gone. Who waited for its SETTINGS must hear of it."""
         self.forget(pooled)
         self._all.discard(pooled)
+        if pooled.outer is not None:
+            pooled.outer.over(PATIENCE)
         if not pooled.ready and not self._under_way(pooled.key):
             # A server refuses our certificate only after our own handshake has ended well.
             flags = TLS_FAILURE if reason.startswith("TLS:") else H2_HANDSHAKE_FAILURE
