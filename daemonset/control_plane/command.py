@@ -6,7 +6,6 @@ import argparse
 import datetime
 import logging
 import os
-import signal
 import sys
 import time
 from collections import Counter
@@ -18,8 +17,8 @@ from daemonset.control_plane.ca.generations import OVERLAP, rotate
 from daemonset.control_plane.ca.issuer import AuthorityError
 from daemonset.control_plane.ca.private_files import UnsafeFileError, make_private_folder
 from daemonset.control_plane.ca.tokens import TokenSubject, open_token_key
-from daemonset.control_plane.config import ControlPlaneConfig
-from daemonset.control_plane.server import ControlPlane
+from daemonset.control_plane.config import ControlPlaneConfig, ServingConfig
+from daemonset.control_plane.server import ControlPlane, run_until_signal
 from daemonset.control_plane.sources.folder import FolderError, read_folder
 from daemonset.control_plane.translation.finding import Severity
 from daemonset.control_plane.translation.service_addresses import SERVICE_IPS
@@ -34,14 +33,22 @@ def add_parsers(
     code."""
     serve = subparsers.add_parser(
         "control-plane",
-        help="serve a folder of Kubernetes YAML as a mesh",
-        description="Reads a folder of Kubernetes YAML and serves it to node proxies (ours or"
-        " Istio's ztunnel): the workload API over delta xDS, and their certificates. Changes of"
-        " files take effect at once; a file with an error is refused as a whole, and what it said"
-        " before stays in force. /ready, /metrics and /debug/ are on the status port.",
+        help="serve a folder of Kubernetes YAML, or a cluster, as a mesh",
+        description="Reads a folder of Kubernetes YAML, or the Kubernetes API, and serves it to"
+        " node proxies (ours or Istio's ztunnel): the workload API over delta xDS, and their"
+        " certificates. Changes take effect at once; a file with an error is refused as a whole,"
+        " and what it said before stays in force. /ready, /metrics and /debug/ are on the status"
+        " port.",
     )
     serve.add_argument(
-        "--source", type=Path, required=True, metavar="FOLDER", help="the YAML; watched"
+        "--source",
+        required=True,
+        metavar="FOLDER",
+        help='the YAML, watched; or "kubernetes": the cluster that this pod is in, or that'
+        " KUBECONFIG names",
+    )
+    serve.add_argument(
+        "--context", metavar="NAME", help="of the kubeconfig (with --source kubernetes)"
     )
     _add_state(serve, "where keys and copies of good files are kept")
     serve.add_argument(
@@ -53,7 +60,10 @@ def add_parsers(
     )
     serve.add_argument("--address", default="127.0.0.1", help="to listen on (%(default)s)")
     serve.add_argument(
-        "--xds-port", type=int, default=15010, metavar="PORT", help="plaintext xDS (%(default)s)"
+        "--xds-port",
+        type=int,
+        metavar="PORT",
+        help="plaintext xDS (15010; with --source kubernetes off unless given)",
     )
     serve.add_argument("--no-plaintext", action="store_true", help="no plaintext xDS")
     serve.add_argument(
@@ -174,14 +184,19 @@ def _serve(arguments: argparse.Namespace) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    defaults = ControlPlaneConfig(arguments.source, arguments.state)
+    if arguments.source == "kubernetes":
+        from daemonset.control_plane.kubernetes_command import serve_kubernetes
+
+        return serve_kubernetes(arguments, _settings(arguments))
+    defaults = ServingConfig()
+    plaintext = defaults.xds_port if arguments.xds_port is None else arguments.xds_port
     config = ControlPlaneConfig(
-        source=arguments.source,
+        source=Path(arguments.source),
         state=arguments.state,
         settings=_settings(arguments),
         given_ca=arguments.ca,
         address=arguments.address,
-        xds_port=None if arguments.no_plaintext else arguments.xds_port,
+        xds_port=None if arguments.no_plaintext else plaintext,
         tls_port=arguments.tls_port,
         status_port=arguments.status_port,
         server_names=tuple(arguments.server_name),
@@ -189,20 +204,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     )
     code = 0
     try:
-        trio.run(_run_until_signal, ControlPlane(config))
+        trio.run(run_until_signal, ControlPlane(config))
     except* (FolderError, AuthorityError, UnsafeFileError, OSError) as group:
         for error in group.exceptions:
             print(error, file=sys.stderr)
         code = 1
     return code
-
-
-async def _run_until_signal(plane: ControlPlane) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(plane.run)
-            async for _ in signals:
-                nursery.cancel_scope.cancel()
 
 
 def _token(arguments: argparse.Namespace) -> int:

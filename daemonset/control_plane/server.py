@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from daemonset.control_plane.ca.authority import AuthorityHolder
 from daemonset.control_plane.ca.service import CertificateService
 from daemonset.control_plane.ca.serving import ServingCertificate
 from daemonset.control_plane.ca.tokens import TokenSubject
-from daemonset.control_plane.config import ControlPlaneConfig
+from daemonset.control_plane.config import ControlPlaneConfig, ServingConfig
 from daemonset.control_plane.grpc_server import GrpcThread, Listener
 from daemonset.control_plane.mesh import Mesh
 from daemonset.control_plane.metrics import ControlPlaneMetrics
@@ -25,6 +26,7 @@ from daemonset.control_plane.sources.problem import Problem
 from daemonset.control_plane.status import StatusSources, status_handler
 from daemonset.control_plane.translation.finding import Finding, Severity
 from daemonset.control_plane.xds.service import DiscoveryService
+from daemonset.control_plane.xds.subscription import Client
 from ztunnel.telemetry.http_server import HttpServer, open_listeners
 
 _log = logging.getLogger("daemonset.control_plane")
@@ -56,12 +58,16 @@ class ControlPlane:
 
     def __init__(
         self,
-        config: ControlPlaneConfig,
+        config: ServingConfig,
         complete: Callable[[ObjectSet], ObjectSet] | None = None,
         backend: Backend | None = None,
     ) -> None:
         self._config = config
-        self._backend = backend = backend or FolderBackend(config)
+        if backend is None:
+            if not isinstance(config, ControlPlaneConfig):
+                raise TypeError("without a backend a folder must be named: ControlPlaneConfig")
+            backend = FolderBackend(config)
+        self._backend = backend
         self._complete = complete
         self._metrics = ControlPlaneMetrics()
         self._mesh = Mesh(config.settings, self._metrics)
@@ -100,6 +106,11 @@ class ControlPlane:
     def problems(self) -> tuple[Problem, ...]:
         """Why files or objects are refused."""
         return self._source.problems
+
+    @property
+    def discovery_clients(self) -> list[Client]:
+        """The xDS streams that are open now. From any thread but that of gRPC; may block."""
+        return self._grpc.ask(lambda: self._discovery.clients)
 
     @property
     def generation(self) -> int:
@@ -316,3 +327,12 @@ class ControlPlane:
             ]
 
         return self._grpc.ask(ask)
+
+
+async def run_until_signal(plane: ControlPlane) -> None:
+    """Serve until SIGINT or SIGTERM. Raises what ``ControlPlane.run`` raises, in a group."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(plane.run)
+            async for _ in signals:
+                nursery.cancel_scope.cancel()
