@@ -4,7 +4,7 @@
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final
@@ -31,14 +31,19 @@ class Authority:
             hostname without a final dot.
         port: 1 to 65535.
         is_ip: ``host`` is an address.
+        text: Both, as they are written.
     """
 
     host: str
     port: int
     is_ip: bool
+    text: str = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", format_authority(self.host, self.port))
 
     def __str__(self) -> str:
-        return format_authority(self.host, self.port)
+        return self.text
 
 
 @lru_cache(maxsize=1024)

@@ -4,19 +4,22 @@ DATA goes straight through :class:`~ztunnel.http2.connection.Connection`; only w
 stream passes here.
 """
 
-from collections.abc import Sequence
 from typing import Final
 
 from ztunnel.hbone.events import TunnelAccepted, TunnelRefused
 from ztunnel.http2.client import ClientConnection
 from ztunnel.http2.errors import ErrorCode
 from ztunnel.http2.events import ReceivedEvent, StreamReset
-from ztunnel.http2.headers import Header, Headers
+from ztunnel.http2.header_encoder import literal
+from ztunnel.http2.headers import Header, Headers, list_size
 from ztunnel.http2.settings import LocalSettings
 from ztunnel.http2.stream import Stream
 
 REFUSAL_TEXT: Final = 512
 """Bytes of a refusal's body that are kept for the reason."""
+
+_MOST_HEADS: Final = 256
+_FIELD: Final = 32  # what a field counts beyond its name and value, RFC 9113 section 6.5.2
 
 
 class TunnelClient(ClientConnection):
@@ -29,6 +32,7 @@ class TunnelClient(ClientConnection):
     def __init__(self, local: LocalSettings | None = None) -> None:
         super().__init__(local)
         self._refusals: dict[int, tuple[int, bytearray]] = {}
+        self._heads: dict[tuple[str, str, tuple[Header, ...]], tuple[tuple[Header, ...], int]] = {}
 
     def connect(
         self,
@@ -37,7 +41,7 @@ class TunnelClient(ClientConnection):
         baggage: str = "",
         forwarded: str = "",
         traceparent: str = "",
-        extra: Sequence[Header] = (),
+        extra: tuple[Header, ...] = (),
     ) -> Stream:
         """Ask for a tunnel. ``TunnelAccepted`` or ``TunnelRefused`` follows.
 
@@ -53,15 +57,37 @@ class TunnelClient(ClientConnection):
         Raises:
             UsageError: No stream can be opened now: see ``can_open``.
         """
-        headers: Headers = [(b":method", b"CONNECT"), (b":authority", authority.encode())]
-        if baggage:
-            headers.append((b"baggage", baggage.encode()))
+        head, size = self._head(authority, baggage, extra)
+        block = b""
         if forwarded:
-            headers.append((b"forwarded", forwarded.encode()))
+            value = forwarded.encode()
+            size += _FIELD + 9 + len(value)
+            block = literal(b"forwarded", value)
         if traceparent:
-            headers.append((b"traceparent", traceparent.encode()))
-        headers.extend(extra)
-        return self.open(headers)
+            value = traceparent.encode()
+            size += _FIELD + 11 + len(value)
+            block += literal(b"traceparent", value)
+        # Before anything is encoded: what was encoded must be sent, for the peer's table's sake.
+        self._check_open(size)
+        stream = self._open(self._encoder.encode_again(head) + block, False)
+        stream.is_connect = True
+        return stream
+
+    def _head(
+        self, authority: str, baggage: str, extra: tuple[Header, ...]
+    ) -> tuple[tuple[Header, ...], int]:
+        """The fields that connections have in common, and their size as the peer counts it."""
+        key = (authority, baggage, extra)
+        known = self._heads.get(key)
+        if known is None:
+            head: Headers = [(b":method", b"CONNECT"), (b":authority", authority.encode())]
+            if baggage:
+                head.append((b"baggage", baggage.encode()))
+            head.extend(extra)
+            if len(self._heads) >= _MOST_HEADS:
+                self._heads.clear()
+            known = self._heads[key] = (tuple(head), list_size(head))
+        return known
 
     def abandon(self, stream: Stream, now: float) -> None:
         """Give a stream up that has had no answer in time; no event for it follows."""

@@ -1,4 +1,7 @@
-"""What a tunnel connection tells its owner, besides the events of :mod:`ztunnel.http2.events`."""
+"""What a tunnel connection tells its owner, besides the events of :mod:`ztunnel.http2.events`.
+
+The two that every connection has are not frozen: that would double the cost of making one.
+"""
 
 from dataclasses import dataclass
 
@@ -7,7 +10,7 @@ from ztunnel.http2.events import Event
 from ztunnel.http2.stream import Stream
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TunnelAccepted(Event):
     """A client's CONNECT was answered with 200; ``baggage`` is the server's, or empty."""
 
@@ -31,7 +34,7 @@ class TunnelRefused(Event):
     retryable: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ConnectRequested(Event):
     """A server got a CONNECT. Header values are as they came; empty text when absent.
 

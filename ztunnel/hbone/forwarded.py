@@ -69,3 +69,8 @@ def parse_forwarded(text: str) -> Forwarded:
             break
         pos += 1
     return Forwarded(source, host)
+
+
+def forwarded_host(text: str) -> str:
+    """Only the host of :func:`parse_forwarded`: most connections are for none."""
+    return parse_forwarded(text).host if "host" in text.lower() else ""

@@ -8,9 +8,9 @@ from typing import Final
 
 from ztunnel.hbone.authority import AuthorityError, parse_authority
 from ztunnel.hbone.events import ConnectRequested, RequestRejected
-from ztunnel.http2.errors import ErrorCode
+from ztunnel.http2.errors import ErrorCode, UsageError
 from ztunnel.http2.events import ReceivedEvent, StreamReset
-from ztunnel.http2.headers import Headers
+from ztunnel.http2.headers import Header, Headers
 from ztunnel.http2.server import ServerConnection
 from ztunnel.http2.settings import LocalSettings
 from ztunnel.http2.stream import Stream
@@ -22,6 +22,9 @@ client that never ends them cannot fill the connection; honest ones end them at 
 
 REFUSAL_TEXT: Final = 512
 """Bytes of reason that a refusal carries."""
+
+_OK: Final[Header] = (b":status", b"200")
+_ONLY_OK: Final = (_OK,)
 
 
 class TunnelServer(ServerConnection):
@@ -46,10 +49,12 @@ class TunnelServer(ServerConnection):
         """
         if stream.closed:
             return False
-        headers: Headers = [(b":status", b"200")]
-        if baggage:
-            headers.append((b"baggage", baggage.encode()))
-        self.send_headers(stream, headers)
+        if stream.responded or stream.local_closed or self.terminated is not None:
+            raise UsageError(f"stream {stream.id} does not take a response")
+        headers = (_OK, (b"baggage", baggage.encode())) if baggage else _ONLY_OK
+        self._write_block(stream.id, self._encoder.encode_again(headers), False)
+        stream.responded = True
+        stream.can_send = True
         return True
 
     def refuse(self, stream: Stream, status: int, reason: str = "") -> None:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-RANDOM_BYTES: Final = 24
+RANDOM_BITS: Final = 192
 
 _FORM: Final = re.compile(
     r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[^\s]*)?", re.ASCII
@@ -24,18 +24,19 @@ class Traceparent:
         return f"00-{self.trace_id}-{self.parent_id}-{self.flags:02x}"
 
 
-def new_traceparent(random: bytes) -> Traceparent:
-    """A new trace, not sampled.
+def new_traceparent(random: int) -> str:
+    """The header for a new trace, not sampled.
 
     Args:
-        random: 24 bytes from a random generator; more are ignored.
+        random: 192 bits from a random generator.
 
     Raises:
-        ValueError: Fewer than 24, or an id would be all zero.
+        ValueError: More bits, or an id would be all zero.
     """
-    if len(random) < RANDOM_BYTES or not any(random[:16]) or not any(random[16:RANDOM_BYTES]):
-        raise ValueError("a trace needs 24 random bytes")
-    return Traceparent(random[:16].hex(), random[16:RANDOM_BYTES].hex(), 0)
+    trace, parent = random >> 64, random & 0xFFFFFFFFFFFFFFFF
+    if random >> RANDOM_BITS or not trace or not parent:
+        raise ValueError("a trace needs 192 random bits")
+    return f"00-{trace:032x}-{parent:016x}-00"
 
 
 def parse_traceparent(text: str) -> Traceparent | None:

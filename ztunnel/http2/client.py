@@ -64,22 +64,31 @@ class ClientConnection(Connection):
         Raises:
             UsageError: Not now (see :meth:`can_open`), or the peer takes no list as large.
         """
+        fields: Headers = list(headers)
+        self._check_open(list_size(fields))
+        stream = self._open(self._encoder.encode(fields), end_stream)
+        stream.is_connect = (b":method", b"CONNECT") in fields
+        stream.is_head = (b":method", b"HEAD") in fields
+        return stream
+
+    def _check_open(self, size: int) -> None:
+        """Raise UsageError unless a request with a header list of that size can be sent."""
         if not self.can_open():
             raise UsageError("the connection takes no new streams")
-        fields: Headers = list(headers)
-        size = list_size(fields)
         if size > self.peer.max_header_list_size:
             raise UsageError(
                 f"a header list of {size} bytes is more than the "
                 f"{self.peer.max_header_list_size} the server takes"
             )
-        stream = Stream(self._next_stream, self.peer.initial_window, self.local.initial_window)
-        self._write_headers(stream.id, fields, end_stream)
-        self._next_stream += 2
-        stream.is_connect = (b":method", b"CONNECT") in fields
-        stream.is_head = (b":method", b"HEAD") in fields
+
+    def _open(self, block: bytes, end_stream: bool) -> Stream:
+        """Send an encoded request, after `_check_open`."""
+        stream_id = self._next_stream
+        stream = Stream(stream_id, self.peer.initial_window, self.local.initial_window)
+        self._write_block(stream_id, block, end_stream)
+        self._next_stream = stream_id + 2
         stream.can_send = True
-        self.streams[stream.id] = stream
+        self.streams[stream_id] = stream
         if end_stream:
             self._close_local(stream)
         return stream

@@ -91,11 +91,19 @@ class HeaderDecoder:
                 pos += 1
                 if index == bits:
                     index, pos = _integer(block, pos, index)
-                if index:
-                    name = table.get_by_index(index)[0]
-                else:
+                if not index:
                     name, pos = _string(block, pos)
-                value, pos = _string(block, pos)
+                elif index <= _STATIC_LENGTH:
+                    name = _STATIC[index - 1][0]
+                else:
+                    name = table.get_by_index(index)[0]
+                length = block[pos]
+                stop = pos + 1 + length
+                if length < 0x7F and stop <= end:  # short and plain: what tunnels are made of
+                    value = block[pos + 1 : stop]
+                    pos = stop
+                else:
+                    value, pos = _string(block, pos)
                 field = (name, value)
                 if first & 0x40:
                     table.add(name, value)

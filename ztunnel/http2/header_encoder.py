@@ -38,6 +38,7 @@ _STATIC_NAMES: Final[dict[bytes, int]] = {
     entry[0]: index for index, entry in reversed(list(enumerate(HeaderTable.STATIC_TABLE, 1)))
 }
 _STATIC_LENGTH: Final = len(HeaderTable.STATIC_TABLE)
+_MOST_REMEMBERED: Final = 256
 
 
 class HeaderEncoder:
@@ -51,6 +52,8 @@ class HeaderEncoder:
         self._size: int = 0
         self._limit: int = MAX_ENCODER_TABLE
         self._smallest: int = -1
+        # Blocks made before, for as long as the table and with it the indexes stay what they are.
+        self._remembered: dict[tuple[Header, ...], bytes] = {}
 
     def set_table_size(self, allowed: int) -> None:
         """The peer's SETTINGS_HEADER_TABLE_SIZE changed; the next block says what we make of it."""
@@ -58,6 +61,7 @@ class HeaderEncoder:
         if limit == self._limit:
             return
         self._limit = limit
+        self._remembered.clear()
         # The smallest of several changes must be signalled as well (RFC 7541 section 4.2).
         self._smallest = limit if self._smallest < 0 else min(self._smallest, limit)
         self._evict(limit)
@@ -98,11 +102,24 @@ class HeaderEncoder:
             _string(block, value)
         return bytes(block)
 
+    def encode_again(self, headers: tuple[Header, ...]) -> bytes:
+        """The same for a list that is said again and again: it is put together only once."""
+        block = self._remembered.get(headers)
+        if block is None:
+            steady, added = self._smallest < 0, self._added
+            block = self.encode(headers)
+            if steady and added == self._added:
+                if len(self._remembered) >= _MOST_REMEMBERED:
+                    self._remembered.clear()
+                self._remembered[headers] = block
+        return block
+
     def _add(self, field: Header) -> bool:
         size = 32 + len(field[0]) + len(field[1])
         # A value that would throw out most of the table is better said again.
         if size > self._limit // 2:
             return False
+        self._remembered.clear()
         self._evict(self._limit - size)
         self._entries.append(field)
         self._numbers[field] = self._added
@@ -124,6 +141,16 @@ def _string(block: bytearray, text: bytes) -> None:
     else:
         block += integer(length, 7, 0x00)
     block += text
+
+
+def literal(name: bytes, value: bytes) -> bytes:
+    """A field that is in no table and goes into none, its name spelt out (section 6.2.2)."""
+    if len(name) < 127 and len(value) < 127:
+        return b"\0%c%b%c%b" % (len(name), name, len(value), value)
+    block = bytearray(1)
+    _string(block, name)
+    _string(block, value)
+    return bytes(block)
 
 
 def integer(value: int, bits: int, first: int) -> bytes:

@@ -15,6 +15,8 @@ Headers: TypeAlias = list[Header]
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 # Control characters, or white space at either end (RFC 9113 section 8.2.1, RFC 9110 section 5.5).
 _BAD_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]|\A[ \t]|[ \t]\Z")
+# Values of nothing but these need no regular expression, which takes ten times as long.
+_VISIBLE: Final = bytes(range(0x21, 0x7F))
 
 # HTTP/1.1's way to talk about the connection has no place here (section 8.2.2): a proxy that
 # passed these on to HTTP/1.1 would let a client smuggle requests.
@@ -47,7 +49,7 @@ def _check(headers: Headers, allowed: frozenset[bytes], what: str) -> dict[bytes
     pseudo: dict[bytes, bytes] = {}
     regular = False
     for name, value in headers:
-        if _BAD_VALUE.search(value) is not None:
+        if value.translate(None, _VISIBLE) and _BAD_VALUE.search(value) is not None:
             raise malformed(f"{what}: a character in {_show(name)} is not allowed")
         if name[:1] == b":":
             if regular:

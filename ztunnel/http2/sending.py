@@ -181,7 +181,9 @@ class SendingHalf:
     # --- Headers -------------------------------------------------------------------------------
 
     def _write_headers(self, stream_id: int, headers: Iterable[Header], end_stream: bool) -> None:
-        block = self._encoder.encode(headers)
+        self._write_block(stream_id, self._encoder.encode(headers), end_stream)
+
+    def _write_block(self, stream_id: int, block: bytes, end_stream: bool) -> None:
         flags = frames.END_STREAM if end_stream else 0
         most = self.max_send_frame
         out = self.out

@@ -16,11 +16,9 @@ from ztunnel.linux.socket_stock import SocketStock
 SocketAddress = tuple[str, int]
 
 # linux/in.h, linux/in6.h, linux/netfilter_ipv4.h; Python does not name them all.
-IP_FREEBIND = 15
 IP_TRANSPARENT = 19
 IP_BIND_ADDRESS_NO_PORT = 24
 IPV6_TRANSPARENT = 75
-IPV6_FREEBIND = 78
 SO_ORIGINAL_DST = 80  # IP6T_SO_ORIGINAL_DST is the same number
 SO_MARK = 36
 
@@ -97,10 +95,8 @@ def set_transparent(sock: socket.socket) -> None:
     """Let the socket use addresses that are not this host's. Raises OSError (EPERM)."""
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
-        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
     else:
         sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
-        sock.setsockopt(socket.SOL_IP, IP_FREEBIND, 1)
 
 
 def set_connection_options(sock: socket.socket, keepalive: Keepalive | None) -> None:
@@ -185,10 +181,11 @@ def start_connect(
     The socket is taken from `stock` where one is given, and belongs to its namespace.
 
     When the socket becomes writable, `connect_result` says what became of it. With `source` the
-    connection comes from that address, which need not be this host's (IP_TRANSPARENT and
-    IP_FREEBIND; the port is the kernel's choice, made at connect time so that ports are shared
-    between destinations). Raises OSError when the kernel refuses at once (ENETUNREACH, EPERM,
-    EADDRNOTAVAIL); a refusal by the other end comes from `connect_result`, on loopback too.
+    connection comes from that address, which need not be this host's (IP_TRANSPARENT, which
+    allows what IP_FREEBIND does; the port is the kernel's choice, made at connect time so that
+    ports are shared between destinations). Raises OSError when the kernel refuses at once
+    (ENETUNREACH, EPERM, EADDRNOTAVAIL); a refusal by the other end comes from `connect_result`,
+    on loopback too.
     """
     family = _family(destination[0])
     if stock is None:
@@ -210,6 +207,16 @@ def start_connect(
         sock.close()
         raise
     return sock
+
+
+def is_connected(sock: socket.socket) -> bool:
+    """Whether a `start_connect` has succeeded already: one to this machine mostly has when it
+    returns. False says nothing; wait for it to become writable then."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def connect_result(sock: socket.socket) -> None:

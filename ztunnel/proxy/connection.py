@@ -63,6 +63,7 @@ class Connection(StreamOwner):
         if outcome.error is not None and not record.error:
             # The stream broke while it ran: told in words, but not counted as a failure to connect.
             record.fail(record.flags, outcome.error)
+        self.flow = None
         self.finish()
 
     def finish(self) -> None:

@@ -4,7 +4,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -88,6 +88,8 @@ class Context:
         self.must_keep_source = sockets.original_source is OriginalSource.ALWAYS
         self.illegal_ports = ILLEGAL_PORTS | {SOCKS_PORT} if config.socks5 else ILLEGAL_PORTS
         engine.buffers.windows.largest = tunnel.stream_window
+        # A tunnel may have to be opened, twice for another network, before a CONNECT is answered.
+        self.answer_timeout: Final = 3 * tunnel.handshake_timeout
         self.http = LocalSettings(
             initial_window=min(_WINDOW, tunnel.stream_window),
             connection_window=tunnel.connection_window,

@@ -3,14 +3,12 @@
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
-from ztunnel.hbone.baggage import parse_baggage
 from ztunnel.hbone.events import ConnectRequested, RequestRejected
-from ztunnel.hbone.forwarded import parse_forwarded
 from ztunnel.hbone.proxy_protocol import build_proxy_header
 from ztunnel.http2.errors import ErrorCode
 from ztunnel.http2.events import StreamReset
 from ztunnel.http2.stream import Stream
-from ztunnel.linux.sockets import SocketAddress
+from ztunnel.linux.sockets import SocketAddress, is_connected
 from ztunnel.mesh.authorize import authorize
 from ztunnel.mesh.changes import Changes
 from ztunnel.mesh.connection import ConnectionAttributes
@@ -21,30 +19,33 @@ from ztunnel.mesh.inbound import (
     UNAVAILABLE,
     InboundRefusal,
     InboundTarget,
-    find_source,
-    validate,
 )
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
+from ztunnel.proxy.approach import Approaches
 from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
 from ztunnel.proxy.upstream import connect_to_application
 from ztunnel.relay.connect import Connecting
 from ztunnel.relay.stream import StreamFlow
 from ztunnel.relay.tunnel import NOBODY, Tunnel
-from ztunnel.telemetry.labels import CONNECT, DENY, Peer
+from ztunnel.telemetry.labels import CONNECT, DENY, Ends
 from ztunnel.tls.spiffe import PeerCertificate
 
 if TYPE_CHECKING:
     from ztunnel.proxy.pod import PodProxy
 
 _EARLY_LIMIT: Final = 1 << 20  # bytes kept while the application is connected to; a window is less
+_FROM_TUNNEL: Final = "tunnel from the peer's proxy"
+_TOLD_FIRST: Final = "tunnel from the peer's proxy, handed on with a PROXY header"
 POLICY_CHANGED: Final = "connection closed due to policy change"
 
 
 class InboundTunnel:
     """A tunnel that a peer opened to one of our pods. Owns its `Tunnel`."""
 
-    __slots__ = ("client", "identity", "leaving", "local_ip", "peer", "pod", "tunnel")
+    __slots__ = (
+        "approaches", "client", "identity", "leaving", "local_ip", "peer", "pod", "tunnel",
+    )  # fmt: skip
 
     def __init__(
         self, pod: "PodProxy", client: SocketAddress, local_ip: str, peer: PeerCertificate
@@ -54,6 +55,7 @@ class InboundTunnel:
         self.local_ip = local_ip
         self.peer = peer
         self.identity: Identity | None = peer.identity
+        self.approaches = Approaches(pod.context, client[0], local_ip, peer.identity)
         self.leaving = False
         self.tunnel: Tunnel | None = None
 
@@ -132,38 +134,26 @@ class Inbound(Connection):
         self._judge()
 
     def _judge(self) -> None:
-        context, owner, request = self.context, self.tunnel_owner, self._request
+        context, owner = self.context, self.tunnel_owner
         workload = self._workload
         assert workload is not None
-        authority = request.authority
-        forwarded_host = parse_forwarded(request.forwarded).host if request.forwarded else ""
-        target = validate(
-            context.state,
-            workload,
-            owner.local_ip,
-            str(authority),
-            forwarded_host=forwarded_host or "",
-            localhost_app_tunnel=context.config.tunnel.localhost_app_tunnel,
-            illegal_ports=context.illegal_ports,
-        )
-        if isinstance(target, InboundRefusal):
-            self._open(None, (owner.local_ip, 15008))
-            self._refuse(target.status, CONNECT, target.reason)
+        found = owner.approaches.find(workload, self._request)
+        if isinstance(found, InboundRefusal):
+            self._open_unknown()
+            self._refuse(found.status, CONNECT, found.reason)
             return
-        if isinstance(target, NeedsLookup):
+        if isinstance(found, NeedsLookup):
             if self._looked_up:
-                self._open(None, (owner.local_ip, 15008))
-                self._refuse(UNAVAILABLE, CONNECT, f"no answer: {target.reason}")
+                self._open_unknown()
+                self._refuse(UNAVAILABLE, CONNECT, f"no answer: {found.reason}")
             else:
                 self._looked_up = True
-                context.spawn(self._look_up, target.key)
+                context.spawn(self._look_up, found.key)
             return
-        self._target = target
-        self._open(target, (owner.local_ip, 15008))
-        self._attributes = ConnectionAttributes(
-            owner.client[0], owner.identity, *target.destination
-        )
-        verdict = authorize(context.state, workload, self._attributes)
+        self._target = target = found.target
+        self._open(found.ends, _TOLD_FIRST if target.proxy_protocol else _FROM_TUNNEL)
+        self._attributes = found.attributes
+        verdict = authorize(context.state, workload, found.attributes)
         record = self.record
         record.verdict = verdict.reason
         record.policy = verdict.policy
@@ -180,54 +170,22 @@ class Inbound(Connection):
         if not self._stream.closed and not self._tunnel.closed:
             self._judge()
 
-    def _open(self, target: InboundTarget | None, address: SocketAddress) -> None:
-        context, owner, request = self.context, self.tunnel_owner, self._request
+    def _open_unknown(self) -> None:
+        """For a request that leads nowhere."""
         workload = self._workload
         assert workload is not None
-        source = self._source()
-        service = target.service if target is not None else None
-        ends = context.labels.ends(
-            True,
-            source,
-            context.peers.workload(workload),
-            context.peers.service(service) if service is not None else None,
-            owner.identity.uri if owner.identity is not None else "",
-            workload.identity.uri,
-            True,
-        )
-        reason = "tunnel from the peer's proxy"
-        if target is not None and target.proxy_protocol:
-            reason = "tunnel from the peer's proxy, handed on with a PROXY header"
-        self.open_record(ends, address, str(request.authority), reason)
+        ends = self.tunnel_owner.approaches.ends(workload, self._request, None)
+        self._open(ends, _FROM_TUNNEL)
 
-    def _source(self) -> Peer:
-        """The client's workload; beyond our network only its own words tell."""
-        context, owner, request = self.context, self.tunnel_owner, self._request
-        found = find_source(
-            context.state,
-            context.config.node.network,
-            owner.client[0],
-            owner.identity,
-            request.network,
-        )
-        if found is not None:
-            return context.peers.workload(found)
-        said = parse_baggage(request.baggage)
-        identity = owner.identity
-        return context.peers.described(
-            said.namespace or (identity.namespace if identity is not None else ""),
-            said.workload_name,
-            said.service,
-            said.revision,
-            identity.uri if identity is not None else "",
-            said.cluster,
-            said.region,
-            said.zone,
-        )
+    def _open(self, ends: Ends, reason: str) -> None:
+        address = (self.tunnel_owner.local_ip, 15008)
+        self.open_record(ends, address, self._request.authority.text, reason)
 
     # ---- connect
 
     def _connect(self, target: InboundTarget) -> None:
+        if self._stream.closed or self._tunnel.http.terminated is not None:
+            return  # what came after the request, and is told next, ended it already
         owner = self.tunnel_owner
         source = None if target.from_loopback else owner.client[0]
         try:
@@ -239,6 +197,10 @@ class Inbound(Connection):
             # A stream of a tunnel needs no descriptor but this one: nothing else would stop them.
             sock.close()
             self._refuse(UNAVAILABLE, CONNECT, "too many connections: no descriptors are left")
+            return
+        if is_connected(sock):
+            # The application is on this machine: its kernel answered before the call returned.
+            self._connected(sock, None)
             return
         self._connecting = Connecting(
             self.context.engine,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from ztunnel.hbone.events import TunnelAccepted, TunnelRefused
 from ztunnel.hbone.forwarded import format_forwarded
-from ztunnel.hbone.traceparent import RANDOM_BYTES, new_traceparent
+from ztunnel.hbone.traceparent import RANDOM_BITS, new_traceparent
 from ztunnel.http2.errors import UsageError
 from ztunnel.http2.stream import Stream
 from ztunnel.linux.sockets import SocketAddress, original_destination, start_connect
@@ -29,12 +29,12 @@ from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
 from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
 from ztunnel.proxy.failure import ConnectFailure
-from ztunnel.proxy.pool import PeerKey
+from ztunnel.proxy.routes import Route
 from ztunnel.relay.connect import Connecting
 from ztunnel.relay.pair import PairFlow
 from ztunnel.relay.stream import StreamFlow
 from ztunnel.relay.tunnel import Tunnel
-from ztunnel.telemetry.labels import CONNECT, DENY, IDENTITY_ERROR, TLS_FAILURE, UNKNOWN
+from ztunnel.telemetry.labels import CONNECT, DENY, IDENTITY_ERROR, TLS_FAILURE, UNKNOWN, Ends
 
 if TYPE_CHECKING:
     from ztunnel.proxy.pod import PodProxy
@@ -49,8 +49,8 @@ class Outbound(Connection):
     """One connection from a pod, from accept to its log line."""
 
     __slots__ = (
-        "_asked_at", "_connecting", "_decision", "_failure", "_key", "_names", "_pod", "_sock",
-        "_stream", "_tried", "_tunnel", "_workload", "destination",
+        "_asked_at", "_connecting", "_failure", "_names", "_pod", "_sock", "_stream", "_taken",
+        "_tried", "_tunnel", "_workload", "destination",
     )  # fmt: skip
 
     def __init__(
@@ -67,10 +67,9 @@ class Outbound(Connection):
         self._names = _NO_NAMES
         self._tried: tuple[str, ...] = ()
         self._workload: Workload | None = None
-        self._decision: Hbone | None = None
         self._failure: tuple[str, str] | None = None  # flags and words of the last endpoint tried
         self._connecting: Connecting | None = None
-        self._key: PeerKey | None = None
+        self._taken: Route | None = None
         self._stream: Stream | None = None
         self._tunnel: Tunnel | None = None
         self._asked_at = 0.0
@@ -102,6 +101,11 @@ class Outbound(Connection):
         self.context.engine.close_later(self._sock)
 
     def _route(self) -> None:
+        if not self._tried:
+            route = self._pod.routes.certain(self.destination)
+            if route is not None:
+                self._tunnel_to(route)
+                return
         decision = self._decide("")
         if isinstance(decision, NeedsDns | NeedsLookup):
             self.context.spawn(self._ask, decision)
@@ -147,7 +151,7 @@ class Outbound(Connection):
             f"{decision.reason}, and no answer about {decision.key} has come; is the control plane"
             " reachable?"
         )
-        self._open(None, decision.service, self.destination, "", decision.reason)
+        self._open_plain(None, decision.service, self.destination, decision.reason)
         self._give_up(CONNECT, reason)
 
     def _count_question(self, hostname: str) -> None:
@@ -167,37 +171,27 @@ class Outbound(Connection):
         self.context.counters.counter("istio_on_demand_dns", *labels, hostname).add()
 
     def _follow(self, decision: Decision) -> None:
-        context = self.context
-        workload = self._workload
-        assert workload is not None
         if isinstance(decision, Hbone):
-            self._decision = decision
-            self._key = PeerKey(decision.next_hop, decision.expected_identities)
-            if decision.via is Via.GATEWAY:
-                self._key = self._key.through(decision.authority, decision.inner_identities)
-            context.engine.expire_at(
-                self, context.deadline(3 * context.config.tunnel.handshake_timeout)
-            )
-            self._pod.pool(workload.identity).request(self._key, self)
+            self._tunnel_to(self._pod.routes.of(self.destination, decision))
         elif isinstance(decision, Passthrough | Direct):
             self._connect(decision)
         elif isinstance(decision, Refuse):
             flags = DENY if decision.code is RefusalCode.SELF_CALL else CONNECT
-            self._open(decision.workload, decision.service, self.destination, "", decision.reason)
+            self._open_plain(decision.workload, decision.service, self.destination, decision.reason)
             if self._failure is None:
                 self._give_up(flags, decision.reason)
             else:
                 self._give_up(self._failure[0], f"{decision.reason}; at last: {self._failure[1]}")
         else:
             reason = f"names that must be looked up follow one another: {decision.reason}"
-            self._open(None, decision.service, self.destination, "", decision.reason)
+            self._open_plain(None, decision.service, self.destination, decision.reason)
             self._give_up(CONNECT, reason)
 
     # ---- plain
 
     def _connect(self, decision: Passthrough | Direct) -> None:
         context = self.context
-        self._open(decision.workload, decision.service, decision.next_hop, "", decision.reason)
+        self._open_plain(decision.workload, decision.service, decision.next_hop, decision.reason)
         try:
             sock = start_connect(
                 decision.next_hop,
@@ -225,11 +219,19 @@ class Outbound(Connection):
 
     # ---- through a tunnel
 
+    def _tunnel_to(self, route: Route) -> None:
+        context, workload = self.context, self._workload
+        assert workload is not None
+        self._taken = route
+        context.engine.expire_at(self, context.deadline(context.answer_timeout))
+        self._pod.pool(workload.identity).request(route.key, self)
+
     def tunnel_ready(self, tunnel: Tunnel) -> None:
         """A tunnel has room: ask for the connection."""
-        decision, pod, workload = self._decision, self._pod, self._workload
-        assert decision is not None
+        route, pod, workload = self._taken, self._pod, self._workload
+        assert route is not None
         assert workload is not None
+        decision = route.decision
         self._tunnel = tunnel
         service = decision.service
         try:
@@ -239,7 +241,7 @@ class Outbound(Connection):
                 forwarded=format_forwarded(
                     self.client[0], self.client[1], service.hostname if service is not None else ""
                 ),
-                traceparent=str(new_traceparent(self.context.rng.randbytes(RANDOM_BYTES))),
+                traceparent=new_traceparent(self.context.rng.getrandbits(RANDOM_BITS)),
                 extra=self._pod.network_header if decision.via is Via.GATEWAY else (),
             )
         except UsageError as error:
@@ -257,10 +259,9 @@ class Outbound(Connection):
 
     def accepted(self, event: TunnelAccepted) -> None:
         """The peer's proxy is connected to the application there."""
-        tunnel, stream, decision = self._tunnel, self._stream, self._decision
+        tunnel, stream = self._tunnel, self._stream
         assert tunnel is not None
         assert stream is not None
-        assert decision is not None
         self.context.engine.in_time(self)
         self.context.answered.observe(time.monotonic() - self._asked_at)
         self._open_tunnelled(tunnel, event.baggage)
@@ -293,14 +294,14 @@ class Outbound(Connection):
         if self._stream is not None and self._tunnel is not None:
             self._tunnel.client.abandon(self._stream, self.context.engine.now)
             self._tunnel.mark_dirty()
-        elif self._key is not None and self._workload is not None:
-            self._pod.pool(self._workload.identity).give_up(self._key, self)
+        elif self._taken is not None and self._workload is not None:
+            self._pod.pool(self._workload.identity).give_up(self._taken.key, self)
         self._fail_tunnelled(CONNECT, "no answer to the CONNECT request in time")
 
     def _again(self, flags: str, reason: str, same_endpoint: bool = False) -> None:
         """Tries another endpoint of the service, if there is one and it was not tried yet."""
-        decision = self._decision
-        assert decision is not None
+        assert self._taken is not None
+        decision = self._taken.decision
         self.context.engine.in_time(self)  # what is tried next has a time limit of its own
         self._failure = (flags, reason)
         if len(self._tried) + 1 < _TRIES:
@@ -321,21 +322,25 @@ class Outbound(Connection):
         )
 
     def _open_tunnelled(self, tunnel: Tunnel | None, baggage: str = "") -> None:
-        decision = self._decision
-        assert decision is not None
+        route = self._taken
+        assert route is not None
         assert self._workload is not None
+        decision = route.decision
         peer = None
         if tunnel is not None:
             peer = self._pod.pool(self._workload.identity).peer_of(tunnel)
-        self._open(
-            decision.workload,
-            decision.service,
-            decision.next_hop,
-            decision.authority,
-            decision.reason,
-            peer.identity.uri if peer is not None and peer.identity is not None else "",
-            mutual_tls=tunnel is not None,
-        )
+        identity = peer.identity if peer is not None else None
+        ends = route.ends if tunnel is not None and identity is route.identity else None
+        if ends is None:
+            ends = self._ends(
+                decision.workload,
+                decision.service,
+                identity.uri if identity is not None else "",
+                mutual_tls=tunnel is not None,
+            )
+            if tunnel is not None:
+                route.identity, route.ends = identity, ends
+        self._open(ends, decision.next_hop, decision.authority, decision.reason)
         if decision.via is Via.GATEWAY and baggage and peer is not None:
             # Who answered is known only from the other network's own words.
             self._pod.describe_far_end(self.record, baggage, peer.identity)
@@ -353,15 +358,11 @@ class Outbound(Connection):
         A workload that is gone is not cut here: its own proxy ends its tunnels, after what its
         termination period lets it finish, and a dead one does not answer the next PING.
         """
-        decision = self._decision
-        if (
-            decision is None
-            or decision.via is Via.GATEWAY
-            or self.flow is None
-            or self._tunnel is None
-            or self._workload is None
-            or decision.workload.uid not in changes.workloads
-        ):
+        route = self._taken
+        if route is None or self.flow is None or self._tunnel is None or self._workload is None:
+            return
+        decision = route.decision
+        if decision.via is Via.GATEWAY or decision.workload.uid not in changes.workloads:
             return
         current = state.workload(decision.workload.uid)
         peer = self._pod.pool(self._workload.identity).peer_of(self._tunnel)
@@ -377,20 +378,17 @@ class Outbound(Connection):
 
     # ---- records
 
-    def _open(
+    def _ends(
         self,
         workload: Workload | None,
         service: Service | None,
-        next_hop: SocketAddress,
-        authority: str,
-        reason: str,
         peer_identity: str = "",
         mutual_tls: bool = False,
-    ) -> None:
+    ) -> Ends:
         context = self.context
         source = self._workload
         assert source is not None
-        ends = context.labels.ends(
+        return context.labels.ends(
             False,
             context.peers.workload(source),
             context.peer(workload),
@@ -399,8 +397,20 @@ class Outbound(Connection):
             peer_identity,
             mutual_tls,
         )
+
+    def _open(self, ends: Ends, next_hop: SocketAddress, authority: str, reason: str) -> None:
         record = self.open_record(ends, next_hop, authority, reason)
         record.original_destination = self.destination
+
+    def _open_plain(
+        self,
+        workload: Workload | None,
+        service: Service | None,
+        next_hop: SocketAddress,
+        reason: str,
+    ) -> None:
+        """For a connection without a tunnel."""
+        self._open(self._ends(workload, service), next_hop, "", reason)
 
     def cancel(self, flags: str, reason: str) -> None:
         """See `Connection`."""

@@ -1,13 +1,13 @@
 """A stream of a tunnel to another network's gateway, for a second tunnel to run inside."""
 
-import os
+import secrets
 import socket
 import time
 
 import trio
 
 from ztunnel.hbone.events import TunnelAccepted, TunnelRefused
-from ztunnel.hbone.traceparent import RANDOM_BYTES, new_traceparent
+from ztunnel.hbone.traceparent import RANDOM_BITS, new_traceparent
 from ztunnel.http2.errors import UsageError
 from ztunnel.http2.stream import Stream
 from ztunnel.proxy.failure import ConnectFailure
@@ -74,7 +74,7 @@ class OuterStream(StreamOwner):
             self._stream = tunnel.client.connect(
                 self._authority,
                 baggage=self._baggage,
-                traceparent=str(new_traceparent(os.urandom(RANDOM_BYTES))),
+                traceparent=new_traceparent(secrets.randbits(RANDOM_BITS)),
             )
         except UsageError as error:
             self._fail(ConnectFailure(f"the gateway cannot be asked: {error}", CONNECT))

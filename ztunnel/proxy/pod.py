@@ -12,6 +12,7 @@ from ztunnel.config.model import OriginalSource
 from ztunnel.dns.lookup import Client
 from ztunnel.hbone.baggage import Baggage, format_baggage, parse_baggage
 from ztunnel.hbone.server import TunnelServer
+from ztunnel.http2.headers import Header
 from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.linux.socket_stock import SocketStock
 from ztunnel.linux.sockets import (
@@ -32,6 +33,7 @@ from ztunnel.proxy.listener import Accepted, Listener
 from ztunnel.proxy.outbound import accept_outbound
 from ztunnel.proxy.plaintext import accept_plaintext
 from ztunnel.proxy.pool import Pool
+from ztunnel.proxy.routes import Routes
 from ztunnel.proxy.socks import accept_socks
 from ztunnel.relay.stream import StreamFlow
 from ztunnel.relay.tunnel import Tunnel
@@ -91,6 +93,8 @@ class PodProxy:
         self._pools: dict[Identity, Pool] = {}
         self._tunnels: set[InboundTunnel] = set()
         self._baggage: tuple[Workload | None, str] = (None, "")
+        self.routes = Routes(context.state)
+        self._workload: tuple[int, Workload | None] = (-1, None)
         self._known = trio.Event()
         self._listeners: dict[str, Listener] = {}
         self.resolver = make_resolver(context)
@@ -98,7 +102,9 @@ class PodProxy:
         self._dns: PodDns | None = None
         self._scope = trio.CancelScope()
         network = context.config.node.network
-        self.network_header = [(b"x-forwarded-network", network.encode())] if network else []
+        self.network_header: tuple[Header, ...] = (
+            ((b"x-forwarded-network", network.encode()),) if network else ()
+        )
         self._listen(listeners)
 
     def __str__(self) -> str:
@@ -202,10 +208,15 @@ class PodProxy:
 
     def workload(self) -> Workload | None:
         """The pod as the control plane describes it now."""
-        info = self.info
-        return self.context.state.local_workload(
-            info.name, info.namespace, info.service_account, self.context.config.node.node_name
-        )
+        state = self.context.state
+        generation, workload = self._workload
+        if generation != state.generation:
+            info = self.info
+            workload = state.local_workload(
+                info.name, info.namespace, info.service_account, self.context.config.node.node_name
+            )
+            self._workload = (state.generation, workload)
+        return workload
 
     def dns_client(self) -> Client | None:
         """The pod as it asks for names; None while the control plane has not described it."""

@@ -33,7 +33,7 @@ from ztunnel.http2.stream import Stream
 from ztunnel.relay.buffers import HEADER, RECORD, SMALL
 from ztunnel.relay.flow import ClosedBy, Outcome, Owner
 from ztunnel.relay.pair import reset_on_close
-from ztunnel.relay.tunnel import StreamOwner, Tunnel
+from ztunnel.relay.tunnel import NOBODY, StreamOwner, Tunnel
 
 _IN: Final = select.EPOLLIN | select.EPOLLRDHUP
 _OUT: Final = select.EPOLLOUT
@@ -180,12 +180,14 @@ class StreamFlow(StreamOwner):
         if self._first is None:
             self._first = self._app
         self._app_done = True
-        self._arm(self._mask & ~_IN)
         if not self.stream.local_closed:
             self.http.end(self.stream)
             if not self.tunnel.dirty:
                 self.tunnel.mark_dirty()
-        self._finish_if_done()
+        if self._fin_sent:
+            self._finish(None)
+        else:
+            self._arm(self._mask & ~_IN)
 
     def _app_broke(self, error: OSError) -> None:
         if self._first is None:
@@ -335,6 +337,9 @@ class StreamFlow(StreamOwner):
 
     def _send_fin(self) -> None:
         self._fin_sent = True
+        if self._app_done:
+            self._finish(None)  # closing the socket sends the FIN, for nothing is unread
+            return
         try:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError as error:
@@ -405,8 +410,9 @@ class StreamFlow(StreamOwner):
             return
         self.closed = True
         self._pending = bytearray()
+        self.stream.owner = NOBODY  # also lets go of one another without the garbage collector
         self.tunnel.buffers.windows.left += self._granted
-        self.engine.close_later(self.sock)
+        self.engine.close_own(self.sock)
         self.tunnel.stream_ended()
         self.owner.flow_ended(
             Outcome(

@@ -12,7 +12,7 @@ import time
 from typing import Any, Final, NamedTuple, Protocol
 
 from ztunnel.hbone.client import TunnelClient
-from ztunnel.hbone.events import TunnelAccepted, TunnelRefused
+from ztunnel.hbone.events import ConnectRequested, TunnelAccepted, TunnelRefused
 from ztunnel.hbone.server import TunnelServer
 from ztunnel.http2.errors import ErrorCode
 from ztunnel.http2.events import (
@@ -247,10 +247,13 @@ class Tunnel:
             owner.deliver(view, ended)
 
     def _control(self, event: Any) -> None:
-        if isinstance(event, StreamWritable):
-            event.stream.owner.writable()
-        elif isinstance(event, TunnelAccepted):
+        kind = type(event)
+        if kind is ConnectRequested:
+            self.owner.event(self, event)
+        elif kind is TunnelAccepted:
             event.stream.owner.accepted(event)
+        elif kind is StreamWritable:
+            event.stream.owner.writable()
         elif isinstance(event, TunnelRefused):
             event.stream.owner.refused(event)
         elif isinstance(event, StreamReset):

@@ -35,12 +35,14 @@ from ztunnel.telemetry.record import ConnectionRecord
 from ztunnel.telemetry.timestamp import Clock
 
 SCOPE: Final = "access"
+_MOST_REMEMBERED: Final = 4096
 
 
 class Style:
     """How keys, addresses and whole lines are written: as text or as JSON."""
 
-    __slots__ = ("before", "between", "json", "mark")
+    __slots__ = ("before", "between", "discarded", "duration", "from_address", "json", "mark",
+                 "received", "sent", "to_address")  # fmt: skip
 
     def __init__(self, json: bool) -> None:
         self.json: bool = json
@@ -48,13 +50,23 @@ class Style:
         self.between: str = '":' if json else "="
         # Addresses are bare in text, and strings in JSON.
         self.mark: str = '"' if json else ""
+        # What stands before the values that differ in each line.
+        self.from_address: str = self._key("src.addr") + self.mark
+        self.to_address: str = self._key("dst.addr") + self.mark
+        self.sent: str = self._key("bytes_sent")
+        self.received: str = self._key("bytes_recv")
+        self.duration: str = self._key("duration")
+        self.discarded: str = self._key("bytes_discarded")
+
+    def _key(self, key: str) -> str:
+        return f"{self.before}{key}{self.between}"
 
     def text(self, key: str, value: str) -> str:
         """A field with a text value; nothing where the text is empty."""
-        return f"{self.before}{key}{self.between}{quoted(value)}" if value else ""
+        return self._key(key) + quoted(value) if value else ""
 
     def address(self, key: str, address: SocketAddress) -> str:
-        return f"{self.before}{key}{self.between}{self.mark}{format_address(address)}{self.mark}"
+        return f"{self._key(key)}{self.mark}{format_address(address)}{self.mark}"
 
     def line(self, time: str, level: str, message: str, fields: str) -> bytes:
         if self.json:
@@ -71,7 +83,8 @@ class AccessLog:
     ``now`` gives wall-clock time in seconds; durations come from the records.
     """
 
-    __slots__ = ("_clock", "_filter", "_levels", "_now", "_style", "_write")
+    __slots__ = ("_authorities", "_clock", "_filter", "_levels", "_now", "_said", "_style",
+                 "_write")  # fmt: skip
 
     def __init__(
         self,
@@ -86,6 +99,9 @@ class AccessLog:
         self._clock: Clock = Clock()
         self._filter: LogFilter = log_filter
         self._levels: dict[str, int] = {}
+        # Renderings of what many connections have in common.
+        self._authorities: dict[str, str] = {}
+        self._said: dict[tuple[str, str, str, str], str] = {}
 
     def set_filter(self, log_filter: LogFilter) -> None:
         """Takes a new filter into use."""
@@ -135,38 +151,62 @@ class AccessLog:
 
     def _fields(self, record: ConnectionRecord, ended: bool) -> str:
         style, ends = self._style, record.ends
-        before, between = style.before, style.between
         fixed = ends.log_text
         if fixed is None:
             fixed = ends.log_text = _fixed_fields(ends, style)
+        mark = style.mark
         fields = (
-            style.address("src.addr", record.source_address)
-            + fixed[0]
-            + style.address("dst.addr", record.destination_address)
+            f"{style.from_address}{format_address(record.source_address)}{mark}{fixed[0]}"
+            f"{style.to_address}{format_address(record.destination_address)}{mark}"
+            f"{self._authority(record.hbone_address) if record.hbone_address else ''}{fixed[1]}"
         )
-        if record.hbone_address:
-            fields += f"{before}dst.hbone_addr{between}{_authority(record.hbone_address, style)}"
-        fields += fixed[1]
         if ended:
             up, down = record.up, record.down
             sent, received = (down, up) if ends.inbound else (up, down)
             duration = int((record.closed_at - record.opened_at) * 1000)
-            fields += (
-                f"{before}bytes_sent{between}{sent}{before}bytes_recv{between}{received}"
-                f'{before}duration{between}"{duration}ms"'
-            )
+            fields += f'{style.sent}{sent}{style.received}{received}{style.duration}"{duration}ms"'
             if record.error:
                 fields += style.text("error", record.error)
-        fields += style.text("decision", record.decision) + style.text("verdict", record.verdict)
-        if record.closed_by:
-            fields += f'{before}closed_by{between}"{record.closed_by}"'
-        if record.path:
-            fields += f'{before}path{between}"{record.path}"'
+        fields += self._what_was_said(record)
         if record.flags != NO_FLAGS:
-            fields += f'{before}response_flags{between}"{record.flags}"'
+            fields += style.text("response_flags", record.flags)
         if record.discarded:
-            fields += f"{before}bytes_discarded{between}{record.discarded}"
+            fields += f"{style.discarded}{record.discarded}"
         return fields
+
+    def _what_was_said(self, record: ConnectionRecord) -> str:
+        """The fields whose values come from a small number of texts."""
+        key = (record.decision, record.verdict, record.closed_by, record.path)
+        said = self._said.get(key)
+        if said is None:
+            text = self._style.text
+            said = (
+                text("decision", record.decision)
+                + text("verdict", record.verdict)
+                + text("closed_by", record.closed_by)
+                + text("path", record.path)
+            )
+            if len(self._said) >= _MOST_REMEMBERED:
+                self._said.clear()
+            self._said[key] = said
+        return said
+
+    def _authority(self, authority: str) -> str:
+        """dst.hbone_addr: bare in text, as an address is, unless a peer put something into it
+        that is none."""
+        known = self._authorities.get(authority)
+        if known is None:
+            style = self._style
+            text = quoted(authority)
+            plain = (
+                len(text) == len(authority) + 2 and " " not in authority and "=" not in authority
+            )
+            value = authority if plain and not style.json else text
+            known = f"{style.before}dst.hbone_addr{style.between}{value}"
+            if len(self._authorities) >= _MOST_REMEMBERED:
+                self._authorities.clear()
+            self._authorities[authority] = known
+        return known
 
 
 def _fixed_fields(ends: Ends, style: Style) -> tuple[str, str]:
@@ -184,10 +224,3 @@ def _fixed_fields(ends: Ends, style: Style) -> tuple[str, str]:
         + style.text("dst.cluster", destination.cluster)
         + style.text("direction", "inbound" if ends.inbound else "outbound"),
     )
-
-
-def _authority(authority: str, style: Style) -> str:
-    """Bare in text, as an address is, unless a peer put something into it that is none."""
-    text = quoted(authority)
-    plain = len(text) == len(authority) + 2 and " " not in authority and "=" not in authority
-    return authority if plain and not style.json else text

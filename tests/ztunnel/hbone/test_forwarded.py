@@ -2,7 +2,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ztunnel.hbone.forwarded import MAX_LENGTH, Forwarded, format_forwarded, parse_forwarded
+from ztunnel.hbone.forwarded import (
+    MAX_LENGTH,
+    Forwarded,
+    format_forwarded,
+    forwarded_host,
+    parse_forwarded,
+)
 
 
 def test_what_is_written() -> None:
@@ -50,4 +56,4 @@ def test_round_trip(address: str, port: int, host: str) -> None:
 
 @given(st.text() | st.text(st.sampled_from('fohrst=";,\\ :a')))
 def test_reading_never_raises(text: str) -> None:
-    parse_forwarded(text)
+    assert forwarded_host(text) == parse_forwarded(text).host

@@ -67,7 +67,7 @@ def test_a_tunnel_from_open_to_end() -> None:
         baggage="service.name=a",
         forwarded='for="10.0.0.1:1"',
         traceparent="00-tp",
-        extra=[(b"x-forwarded-network", b"net1")],
+        extra=((b"x-forwarded-network", b"net1"),),
     )
     _, events = pump(client, server)
     (request,) = events

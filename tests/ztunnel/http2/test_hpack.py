@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ztunnel.http2.errors import ConnectionFault, ErrorCode, StreamFault
 from ztunnel.http2.header_decoder import HeaderDecoder
-from ztunnel.http2.header_encoder import HeaderEncoder, integer
+from ztunnel.http2.header_encoder import HeaderEncoder, integer, literal
 from ztunnel.http2.headers import Header, list_size
 
 names = st.sampled_from(
@@ -139,3 +139,39 @@ def test_the_smallest_of_several_sizes_is_signalled_too() -> None:
 @given(header_lists)
 def test_list_size_counts_32_for_each_field(headers: list[Header]) -> None:
     assert list_size(headers) == sum(32 + len(n) + len(v) for n, v in headers)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from([None, 0, 60, 100, 500, 4096])), max_size=40
+    )
+)
+def test_blocks_that_are_remembered_follow_the_table(
+    rounds: list[tuple[int, int | None]],
+) -> None:
+    encoder = HeaderEncoder()
+    decoder = HeaderDecoder(4096, 65536)
+    lists: list[tuple[Header, ...]] = [
+        ((b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80"), (b"baggage", b"x" * size))
+        for size in (1, 20, 40, 200)
+    ]
+    for which, size in rounds:
+        if size is not None:
+            encoder.set_table_size(size)
+        assert tuple(decoder.decode(encoder.encode_again(lists[which]))) == lists[which]
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    encoder = HeaderEncoder()
+    decoder = HeaderDecoder(4096, 65536)
+    for number in range(1000):
+        headers = ((b":authority", b"10.0.0.1:%d" % number),)
+        assert tuple(decoder.decode(encoder.encode_again(headers))) == headers
+        assert tuple(decoder.decode(encoder.encode_again(headers))) == headers
+
+
+@given(names, values)
+def test_a_literal_is_in_no_table(name: bytes, value: bytes) -> None:
+    decoder = HeaderDecoder(0, 65536)
+    decoder.settings_acknowledged()
+    assert decoder.decode(b"\x20" + literal(name, value)) == [(name, value)]

@@ -139,6 +139,16 @@ def test_keepalive_options(namespace: NetworkNamespace) -> None:
 
 
 @pytest.mark.root
+def test_a_connection_on_this_machine_is_up_at_once(namespace: NetworkNamespace) -> None:
+    with sockets.listen_tcp("127.0.0.1", 80, namespace=namespace) as listener:
+        address = sockets.local_of(listener)
+        with sockets.start_connect(address, namespace=namespace) as client:
+            assert sockets.is_connected(client)
+    with sockets.start_connect(address, namespace=namespace) as refused:
+        assert not sockets.is_connected(refused)
+
+
+@pytest.mark.root
 def test_udp_listens_beside_another(namespace: NetworkNamespace) -> None:
     with (
         sockets.udp("127.0.0.1", 15053, mark=7, namespace=namespace) as first,

@@ -311,7 +311,7 @@ class NetworkGateway:
 
 async def test_another_network_is_reached_by_a_tunnel_in_a_tunnel(pair: Pair) -> None:
     gateway = NetworkGateway(pair)
-    pair.mesh.pods["client"].network_header = [(b"x-forwarded-network", b"here")]
+    pair.mesh.pods["client"].network_header = ((b"x-forwarded-network", b"here"),)
     async with hand_made(pair, gateway.serve, name="gateway") as peer:
         pair.mesh.apply(*far(pair, pair.server.identity))
         streams = [await pair.dial(80, VIP) for _ in range(3)]
