@@ -30,7 +30,8 @@ class AgentConfig:
     """`run_dir` holds the mark and the status file; `zds_path` is where ztunnel connects.
 
     `istio_mark`: Istio's own ztunnel runs below, which knows no other mark than 1337. `host_netns`
-    is the path of the node's network namespace; "" is the one that the agent runs in.
+    is the path of the node's network namespace; "" is the one that the agent runs in. `proc` is the
+    node's own /proc.
     """
 
     run_dir: Path
@@ -38,6 +39,7 @@ class AgentConfig:
     enrolment: EnrolmentOptions = field(default_factory=EnrolmentOptions)
     istio_mark: bool = False
     host_netns: str = ""
+    proc: Path = Path("/proc")
 
 
 class Agent:
@@ -70,6 +72,7 @@ class Agent:
             self._host,
             mark,
             mask,
+            config.proc,
             self._note_change,
         )
         self._reconciler = Reconciler(config.enrolment, self._services)

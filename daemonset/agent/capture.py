@@ -7,6 +7,7 @@ only believed after the kernel's own listing has been compared with what was mea
 import logging
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 from daemonset.agent.capture_rules import (
     ANSWERS,
@@ -38,8 +39,12 @@ class CaptureError(Exception):
 class Capture:
     """The capture of one namespace, which the caller keeps open meanwhile."""
 
-    def __init__(self, namespace: NetworkNamespace, options: CaptureOptions) -> None:
+    def __init__(
+        self, namespace: NetworkNamespace, options: CaptureOptions, proc: Path = Path("/proc")
+    ) -> None:
+        """`proc` is where settings of the namespace can be written (see `netns.set_sysctl`)."""
         self.options = options
+        self._proc = proc
         self._namespace = namespace
         self._migrate_before: str | None = None
 
@@ -179,9 +184,9 @@ class Capture:
             return
         try:
             with self._namespace.enter():
-                before = netns.sysctl(MIGRATE)
+                before = netns.sysctl(MIGRATE, self._proc)
                 if before != "1":
-                    netns.set_sysctl(MIGRATE, 1)
+                    netns.set_sysctl(MIGRATE, 1, self._proc)
         except FileNotFoundError:
             logger.info("this kernel has no %s (5.14 and later have)", MIGRATE)
             self._migrate_before = ""
@@ -196,7 +201,7 @@ class Capture:
     def _restore_migrate(self) -> None:
         if self._migrate_before:
             with self._namespace.enter():
-                netns.set_sysctl(MIGRATE, self._migrate_before)
+                netns.set_sysctl(MIGRATE, self._migrate_before, self._proc)
         self._migrate_before = None
 
 

@@ -85,11 +85,15 @@ def read_config(arguments: argparse.Namespace) -> NodeAgentConfig:
     return NodeAgentConfig(
         node=arguments.node,
         agent=AgentConfig(
-            arguments.run_dir, arguments.zds, options, arguments.istio_mark, arguments.host_netns
+            arguments.run_dir,
+            arguments.zds,
+            options,
+            arguments.istio_mark,
+            arguments.host_netns,
+            arguments.proc,
         ),
         cni=cni,
         state_dir=arguments.state_dir,
-        proc=arguments.proc,
         root=arguments.root,
         excluded_from_plugin=(*excluded, arguments.system_namespace),
         health_port=arguments.health_port,

@@ -40,7 +40,6 @@ class NodeAgentConfig:
     agent: AgentConfig
     cni: CniFolders | None
     state_dir: Path
-    proc: Path = Path("/proc")
     root: Path = Path("/")
     excluded_from_plugin: tuple[str, ...] = ()
     health_port: int = 8000
@@ -58,7 +57,7 @@ class NodeAgent:
         self._config = config
         self._client = client
         self._source = BookSource(PodBook())
-        self._agent = Agent(config.agent, ProcResolver(config.proc, config.root))
+        self._agent = Agent(config.agent, ProcResolver(config.agent.proc, config.root))
         socket_path = config.agent.run_dir / "cni.sock"
         unenrolled = config.state_dir / "unenrolled-namespaces"
         self._unenrolled = unenrolled

@@ -9,6 +9,7 @@ probes, no new connections captured, ztunnel ends what it has, and only then the
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
 import trio
@@ -50,6 +51,7 @@ class Services:
     host: NetworkNamespace
     mark: int
     mask: int
+    proc: Path
     on_status: Callable[[], None]
     claims: dict[NamespaceIdentity, str] = field(default_factory=dict)
     probes_lock: trio.Lock = field(default_factory=trio.Lock)
@@ -164,7 +166,7 @@ class PodWorker:
             enrolment.reroute_interfaces,
         )
         if self._capture is None:
-            self._capture = Capture(namespace, options)
+            self._capture = Capture(namespace, options, services.proc)
         self._capture.options = options
         try:
             await services.in_thread(self._capture.apply)
@@ -248,7 +250,8 @@ class PodWorker:
             except NetnsNotFound as error:
                 logger.debug("%s: no rules to be looked for: %s", pod, error)
             else:
-                capture = Capture(namespace, CaptureOptions(services.mark, services.mask))
+                options = CaptureOptions(services.mark, services.mask)
+                capture = Capture(namespace, options, services.proc)
                 if await services.in_thread(capture.is_present):
                     self._capture = capture
                     self._announced = True

@@ -56,10 +56,9 @@ class Node:
         host = f"/proc/{os.getpid()}/fd/{network.host.fd}"
         self.config = NodeAgentConfig(
             node=name,
-            agent=AgentConfig(folder / "run", self.zds, host_netns=host),
+            agent=AgentConfig(folder / "run", self.zds, host_netns=host, proc=folder / "proc"),
             cni=CniFolders(folder / "plugin", folder / "bin", folder / "net.d"),
             state_dir=folder / "state",
-            proc=folder / "proc",
             excluded_from_plugin=("kube-system", "ambient-system"),
             health_port=0,
             metrics_port=0,

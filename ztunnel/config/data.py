@@ -37,9 +37,9 @@ def read_sockets(reader: Reader, mode: ProxyMode) -> SocketConfig:
         packet_mark=reader.read(
             "PACKET_MARK",
             default_mark,
-            lambda text: values.integer(text, 0, 2**32 - 1) or None,
+            values.packet_mark,
             "Mark on every socket in a pod; the capture rules let it through. 0: none.",
-            "0 to 4294967295",
+            "0 to 4294967295, or the path of the node agent's packet-mark",
             "1337 in shared mode",
         ),
         port_reuse=reader.boolean(

@@ -39,6 +39,19 @@ def integer(text: str, minimum: int, maximum: int) -> int:
     return int(text)
 
 
+def packet_mark(text: str) -> int | None:
+    """A mark, or the file that a node agent has written one into: its last word. 0 is none."""
+    if text.startswith("/"):
+        try:
+            with open(text, encoding="ascii") as file:
+                words = file.read(256).split()
+            return int(words[-1], 16) or None
+        except (OSError, ValueError, IndexError) as error:
+            # A moment later the agent may have written it; whoever runs us starts us again.
+            raise ValueError(f"no mark can be read from this file: {error}") from error
+    return integer(text, 0, 2**32 - 1) or None
+
+
 def duration(text: str) -> float:
     """Seconds in a duration such as ``5s``, ``1m30s``, ``500ms`` or ``0``."""
     if text == "0":

@@ -239,17 +239,21 @@ def bring_up(interface: str) -> None:
         )
 
 
-def sysctl(name: str) -> str:
+def sysctl(name: str, proc: str | Path = "/proc") -> str:
     """Read a network sysctl of the calling thread's namespace, e.g. `net.ipv4.ip_forward`.
 
     Raises OSError (ENOENT when this kernel has no such setting).
     """
-    return Path("/proc/sys", *name.split(".")).read_text(encoding="ascii").strip()
+    return Path(proc, "sys", *name.split(".")).read_text(encoding="ascii").strip()
 
 
-def set_sysctl(name: str, value: str | int) -> None:
-    """Write a network sysctl of the calling thread's namespace. Raises OSError."""
-    Path("/proc/sys", *name.split(".")).write_text(f"{value}\n", encoding="ascii")
+def set_sysctl(name: str, value: str | int, proc: str | Path = "/proc") -> None:
+    """Write a network sysctl of the calling thread's namespace. Raises OSError.
+
+    A container's own /proc/sys is read-only; the node's /proc, mounted into it, is not, and it
+    shows the same namespace.
+    """
+    Path(proc, "sys", *name.split(".")).write_text(f"{value}\n", encoding="ascii")
 
 
 def has_ipv6() -> bool:
