@@ -63,11 +63,13 @@ async def hand_made(
     name: str = "peer",
     port: int = HBONE,
     settings: LocalSettings | None = None,
+    lifetime: float = 86400.0,
     **changes: object,
 ) -> AsyncIterator[HandMade]:
     """Serves tunnels on the second node, and is known to the mesh as a workload there.
 
     Args:
+        lifetime: of its certificate, in seconds from now.
         changes: of the workload.
     """
     values: dict[str, object] = {
@@ -80,7 +82,7 @@ async def hand_made(
         **changes,
     }
     described = dataclasses.replace(workload(pair.room, "server"), **values)  # type: ignore[arg-type]
-    certificate = pair.mesh.authority.workload(described.identity)
+    certificate = pair.mesh.authority.workload(described.identity, lifetime=lifetime + 120)
     sock = listen(pair.room.node(2).network, port)
     verify = ClientMustBe([described.trust_domain])
     async with listener(certificate, verify, on_request, settings=settings, sock=sock) as server:

@@ -149,7 +149,9 @@ class CertificateDesk:
                 self._prefetched.discard(before)
                 self.manager.forget(before)
                 for worker in self._workers.values():
-                    worker.identities.discard(before.uri)
+                    if before.uri in worker.identities:
+                        worker.identities.discard(before.uri)
+                        worker.send(messages.CERTIFICATE_FORGOTTEN, before.uri)
 
     async def settled(self, identities: Iterable[Identity], seconds: float) -> list[str]:
         """Waits until the CA has answered for each of these, well or not, for so long at most.

@@ -29,6 +29,7 @@ POD_GONE: Final = 12  # uid
 CERTIFICATE: Final = 13  # certificate as bytes
 CERTIFICATE_FAILED: Final = 14  # identity uri, reason; a valid one stays in use
 CERTIFICATE_WITHDRAWN: Final = 19  # identity uri, reason; the one at hand must not be used
+CERTIFICATE_FORGOTTEN: Final = 22  # identity uri; it is not renewed until it is asked for again
 REVOCATIONS: Final = 15  # CRL file's bytes
 LOG_FILTER: Final = 16  # filter text
 DUMP: Final = 17  # request id: int

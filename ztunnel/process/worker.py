@@ -228,6 +228,8 @@ class Worker:
             self._certificates.failed(*values)
         elif kind == messages.CERTIFICATE_WITHDRAWN:
             self._certificates.withdrawn(*values)
+        elif kind == messages.CERTIFICATE_FORGOTTEN:
+            self._certificates.forgotten(*values)
         elif kind == messages.REVOCATIONS:
             self._revoke(RevocationList.parse(values[0]))
         elif kind == messages.LOG_FILTER:

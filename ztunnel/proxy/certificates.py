@@ -102,6 +102,14 @@ class CertificateStore:
         """No pod here is that identity any more."""
         self._entries.pop(identity.uri, None)
 
+    def forgotten(self, uri: str) -> None:
+        """The control process renews it no longer: whoever needs it must ask again."""
+        entry = self._entries.get(uri)
+        if entry is not None:
+            entry.certificate = None
+            entry.error = ""
+            entry.asked = False
+
     def control_lost(self) -> None:
         """The control process is gone: what was asked must be asked again."""
         for entry in self._entries.values():
