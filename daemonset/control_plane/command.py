@@ -122,7 +122,7 @@ def add_parsers(
         "rotate-root",
         help="make a new root certificate; it signs once every workload trusts it",
         description="Makes a new root of trust. A running control plane hands it out within a"
-        f" minute beside the old one, and signs with it after {OVERLAP}, when every workload has"
+        " minute beside the old one, and signs with it after two days, when every workload has"
         " renewed its certificate and trusts both: no connection breaks.",
     )
     _add_state(rotate, "the control plane's state folder")
@@ -214,6 +214,12 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _token(arguments: argparse.Namespace) -> int:
     subject = TokenSubject(arguments.namespace, arguments.service_account, node=arguments.node)
+    if not (arguments.state / "tokens").is_dir():
+        print(
+            f"{arguments.state} has no key yet, one is made: only a control plane that runs with"
+            " this --state will accept the token",
+            file=sys.stderr,
+        )
     try:
         signer = open_token_key(arguments.state)
     except (AuthorityError, UnsafeFileError, OSError) as error:
@@ -231,7 +237,8 @@ def _rotate_root(arguments: argparse.Namespace) -> int:
     except (UnsafeFileError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"made a new root; it is handed out now and signs in {OVERLAP}")
+    hours = OVERLAP.total_seconds() / 3600
+    print(f"made a new root; it is handed out now and signs in {hours:.0f} hours")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -130,9 +131,21 @@ class GrpcThread:
             await asyncio.gather(*(server.stop(_GRACE) for server in servers))
 
 
+def _check_free(address: str, port: int, place: str) -> None:
+    """gRPC's own error does not say why."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise OSError(error.errno, f"cannot listen on {place}: {error.strerror}") from None
+
+
 def _bind(server: grpc.aio.Server, listener: Listener) -> int:
     address = listener.address
     place = f"[{address}]:{listener.port}" if ":" in address else f"{address}:{listener.port}"
+    _check_free(address, listener.port, place)
     try:
         if listener.credentials is None:
             port: int = server.add_insecure_port(place)

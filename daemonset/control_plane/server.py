@@ -42,6 +42,10 @@ class Ports:
     tls: int
     status: int
 
+    def __str__(self) -> str:
+        plain = f"plaintext xDS on port {self.xds}, " if self.xds else ""
+        return f"{plain}xDS and certificates on {self.tls} (TLS), HTTP status on {self.status}"
+
 
 class ControlPlane:
     """One control plane. Everything but ``run`` may be called from the trio thread at any time.
@@ -190,7 +194,7 @@ class ControlPlane:
                 nursery.start_soon(self._backend.run)
                 xds = ports[1] if len(ports) > 1 else 0
                 result = Ports(xds=xds, tls=ports[0], status=status.addresses[0][1])
-                _log.info("serves %s: %s", self._backend, result)
+                _log.info("serves %s at %s: %s", self._backend, self._config.address, result)
                 task_status.started(result)
         finally:
             for listener in listeners:

@@ -125,11 +125,20 @@ def test_a_token_for_a_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "open to others" in capsys.readouterr().err
 
 
+def test_a_token_that_nobody_knows_yet_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ("has no key yet", ""):
+        assert run("token", "--state", str(tmp_path / "state"), "--node", "node-a") == 0
+        assert words in capsys.readouterr().err
+    assert capsys.readouterr().err == ""
+
+
 def test_rotating_the_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = tmp_path / "state"
     earlier = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
     assert run("rotate-root", "--state", str(state)) == 0
-    assert "signs in 2 days" in capsys.readouterr().out
+    assert "signs in 48 hours" in capsys.readouterr().out
     now = datetime.datetime.now(datetime.UTC)
     assert len(open_state(state / "ca", "cluster.local", now).roots) == 1
     assert earlier < now
@@ -159,10 +168,10 @@ def test_serving_from_the_command_line_until_a_signal(tmp_path: Path) -> None:
     try:
         assert process.stderr is not None
         line = ""
-        while "Ports(" not in line:
+        while " serves " not in line:
             line = process.stderr.readline()
             assert line, "ended before it served"
-        port = int(line.rpartition("status=")[2].rstrip(")\n"))
+        port = int(line.rpartition(" ")[2])
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as answer:
             assert answer.read() == b"ready\n"
         process.send_signal(signal.SIGTERM)

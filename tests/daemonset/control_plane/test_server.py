@@ -119,6 +119,71 @@ async def test_policy_written_into_the_folder_reaches_a_client_with_its_workload
     nursery.cancel_scope.cancel()
 
 
+def pod_text(number: int, labels: str = "{app: web}") -> str:
+    return f"""
+apiVersion: v1
+kind: Pod
+metadata: {{name: pod-{number}, namespace: shop, labels: {labels}}}
+spec: {{nodeName: node-{number % 3}, serviceAccountName: web}}
+status: {{podIP: 10.1.{number // 200}.{number % 200 + 1}}}
+---"""
+
+
+async def test_one_changed_pod_is_one_resource_on_the_wire(
+    config: ControlPlaneConfig, nursery: trio.Nursery
+) -> None:
+    """On both ports, for who asks for everything and for who asks for some; and none for one that
+    comes back with the versions it has."""
+    for file in range(30):
+        pods = "".join(pod_text(file * 10 + number) for number in range(10))
+        (config.source / f"pods-{file}.yaml").write_text(pods)
+    plane = ControlPlane(config)
+    ports = await nursery.start(plane.run)
+    token = plane.mint_token(ZTUNNEL)
+    secure = grpc.ssl_channel_credentials(plane.roots_pem.encode())
+
+    def follow() -> None:
+        with (
+            delta_stream(f"127.0.0.1:{ports.xds}") as all_of_it,
+            delta_stream(
+                f"localhost:{ports.tls}", secure, [("authorization", f"Bearer {token}")]
+            ) as encrypted,
+            delta_stream(f"127.0.0.1:{ports.xds}") as some,
+        ):
+            all_of_it.send(ADDRESS)
+            encrypted.send(ADDRESS)
+            some.send(ADDRESS, resource_names_subscribe=["/10.1.0.8", "/192.0.2.1"])
+            first = all_of_it.receive()
+            assert len(first.resources) == 300
+            assert len(encrypted.receive().resources) == 300
+            asked = some.receive()
+            assert [one.name for one in asked.resources] == ["Kubernetes//Pod/shop/pod-7"]
+            assert list(asked.removed_resources) == ["/192.0.2.1"]
+
+            pods = [pod_text(number) for number in range(10)]
+            pods[7] = pod_text(7, "{app: other}")
+            (config.source / "pods-0.yaml").write_text("".join(pods))
+            for stream in (all_of_it, encrypted, some):
+                changed = stream.receive()
+                assert [one.name for one in changed.resources] == ["Kubernetes//Pod/shop/pod-7"]
+                assert list(changed.removed_resources) == []
+
+            (config.source / "pods-0.yaml").write_text("".join(pods[:9]))
+            for stream in (all_of_it, encrypted):
+                changed = stream.receive()
+                assert list(changed.resources) == []
+                assert list(changed.removed_resources) == ["Kubernetes//Pod/shop/pod-9"]
+
+            versions = {one.name: one.version for one in first.resources}
+            with delta_stream(f"127.0.0.1:{ports.xds}") as again:
+                again.send(ADDRESS, initial_resource_versions=versions)
+                missed = again.receive()
+                assert [one.name for one in missed.resources] == ["Kubernetes//Pod/shop/pod-7"]
+                assert list(missed.removed_resources) == ["Kubernetes//Pod/shop/pod-9"]
+
+    await trio.to_thread.run_sync(follow)
+
+
 async def test_a_node_proxy_gets_the_certificate_of_a_pod_on_its_node(
     config: ControlPlaneConfig, nursery: trio.Nursery
 ) -> None:
