@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import textwrap
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -335,3 +338,88 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert isinstance(found, list)
         return
     assert refused.startswith("mesh.yaml")
+
+
+TREE: dict[str, Any] = {
+    "workloads": [
+        {
+            "name": "local", "namespace": "default", "serviceAccount": "sa", "protocol": "HBONE",
+            "workloadIps": ["10.0.0.1"], "services": {"default/example.com": {"80": 8080}},
+            "applicationTunnel": {"protocol": "PROXY", "port": 15088}, "capacity": 3,
+            "authorizationPolicies": ["default/p"], "status": "Healthy", "trustDomain": "td",
+            "waypoint": {"destination": "default/waypoint.example", "hboneMtlsPort": 15009},
+            "locality": {"region": "r", "zone": "z", "subzone": "s"}, "networkMode": "Standard",
+        }
+    ],
+    "services": [
+        {
+            "name": "example", "namespace": "default", "hostname": "example.com",
+            "vips": ["/127.10.0.1"], "cidrVips": [{"network": "", "cidr": "240.240.0.0/16"}],
+            "ports": {"80": 8080}, "ipFamilies": "IPv4", "visibility": "Namespace",
+            "weightedWaypoints": [{"destination": {"destination": "/10.9.9.8"}, "weight": 10}],
+            "loadBalancer": {"routingPreferences": ["Region"], "mode": "Failover"},
+            "subjectAltNames": ["spiffe://td/ns/default/sa/sa"],
+        }
+    ],
+    "policies": [
+        {
+            "name": "p", "namespace": "default", "scope": "Global", "action": "Deny",
+            "dryRun": False,
+            "rules": [[[{
+                "principals": [{"Exact": "td/ns/default/sa/sa"}, "Presence"],
+                "serviceAccounts": [{"namespace": "default", "serviceAccount": "sa"}],
+                "sourceIps": ["10.0.0.0/8"], "notDestinationIps": ["fd00::1"],
+                "destinationPorts": [80, "81"],
+            }]]],
+        }
+    ],
+}  # fmt: skip
+
+Path = tuple[str | int, ...]
+
+
+def _paths(value: object, here: Path = ()) -> list[Path]:
+    items: list[tuple[str | int, object]] = []
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list):
+        items = list(enumerate(value))
+    below = [path for key, item in items for path in _paths(item, (*here, key))]
+    return [here, *below] if here else below
+
+
+_ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.floats()
+    | st.text(max_size=12)
+    | st.sampled_from(["", "/", "10.0.0.1/33", "::ffff:1.2.3.4", "spiffe://", "a/b/c", "\x00"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@unhurried
+@given(st.sampled_from(_paths(TREE)), _ANYTHING, st.booleans())
+def test_a_value_that_is_replaced_by_anything_is_read_or_refused_with_its_place(
+    path: Path, value: object, remove: bool
+) -> None:
+    tree = copy.deepcopy(TREE)
+    holder: Any = tree
+    for key in path[:-1]:
+        holder = holder[key]
+    if remove:
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = value
+    try:
+        found = read(json.dumps(tree))
+    except LocalFileError as error:
+        refused = str(error)
+    else:
+        assert len(found) <= 3
+        return
+    assert re.match(r"mesh\.yaml:1: ", refused)
