@@ -29,6 +29,7 @@ from daemonset.local.topology import PodPlan, Topology, choose_pod, plan
 TURN = 0.1
 """Seconds between two looks at the folder and the processes."""
 
+_NOT_YET = "[NotCaptured]"
 _AT_REST = (PodState.ENROLLED, PodState.NOT_IN_MESH)
 
 LASTING = 1.5
@@ -151,7 +152,10 @@ class Mesh:
         self._told &= self._found_since.keys()
 
     def is_settled(self) -> bool:
-        """Whether every pod is in the mesh, or out of it, as its labels want."""
+        """Whether every pod is in the mesh, or out of it, as its labels want, and the control plane
+        has heard of it."""
+        if any(text.endswith(_NOT_YET) for text in self._findings.read()):
+            return False
         agents = [agent_of(self.run.path, node) for node in self.topology.nodes]
         return all(
             agent is not None

@@ -241,6 +241,7 @@ def test_a_folder_of_three_nodes_without_ipv4(ambient: Ambient) -> None:
     shown = read_until(up, "Ctrl-C ends it")
     assert re.search(r"app/a +n1 +fd00:1::2 +in +c running", shown)
     assert re.search(r"app/b +n3 +fd00:3::2 +in +c running", shown)
+    assert "WHAT IS WRONG" not in shown
     get = ("python", "-m", "daemonset.local.app", "get")
     code, output = ambient.run("exec", "a", "--", *get, "http://b/")
     assert (code, '"client": "fd00:1::2"' in output) == (0, True), output

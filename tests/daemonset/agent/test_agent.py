@@ -21,9 +21,10 @@ from daemonset.agent.status import PodState, PodStatus, read_status
 from tests.support.namespaces import Cluster
 from tests.support.namespaces import Pod as PodNamespace
 from ztunnel.linux import netns, sockets
+from ztunnel.linux import nft_expressions as nft
 from ztunnel.linux.netlink import NetlinkError
 from ztunnel.linux.netns import NetworkNamespace
-from ztunnel.linux.nft_tables import Table
+from ztunnel.linux.nft_tables import Rule, Table, differences
 from ztunnel.linux.nftables import Nftables
 from ztunnel.zds.client import ZdsClient
 from ztunnel.zds.messages import WorkloadInfo
@@ -322,6 +323,47 @@ async def test_tampering_is_repaired_at_once_and_reported(cluster: Cluster, tmp_
             await this.until_repaired("uid-0", number)
             assert this.status("uid-0").last_repair == f"table {TABLE} is gone"
             assert tables(one.namespace) == [TABLE]
+        assert this.status("uid-0").state is PodState.ENROLLED
+
+
+_Edit = Callable[[tuple[Rule, ...]], tuple[Rule, ...]]
+_ELSEWHERE = Rule(
+    (*nft.protocol(socket.IPPROTO_TCP), nft.counter(), *nft.redirect(9)), "what the pod sends"
+)
+_LET_OUT = Rule((nft.counter(), nft.accept()), "nobody minds")
+
+
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (lambda rules: rules[:-1], "rule of chain outbound is gone or changed: what the pod sends"),
+        (
+            lambda rules: (*rules[:-1], _ELSEWHERE),
+            "rule of chain outbound is gone or changed: what the pod sends",
+        ),
+        (lambda rules: (_LET_OUT, *rules), "rule of chain outbound is not ours: nobody minds"),
+        (lambda rules: rules[::-1], "rules of chain outbound are in another order"),
+        (lambda rules: (), "rule of chain outbound is gone or changed: DNS over UDP"),
+    ],
+    ids=["deleted", "changed", "added", "moved", "flushed"],
+)
+async def test_a_single_rule_that_is_touched_is_repaired(
+    cluster: Cluster, tmp_path: Path, edit: _Edit, found: str
+) -> None:
+    one = cluster.pods[0]
+    async with node(cluster, tmp_path, pod_of(one)) as this:
+        await this.until_state("uid-0", PodState.ENROLLED)
+        with Nftables(one.namespace) as nftables:
+            before = nftables.read(TABLE)
+            assert before is not None
+            chains = tuple(
+                replace(chain, rules=edit(chain.rules)) if chain.name == "outbound" else chain
+                for chain in before.chains
+            )
+            nftables.replace(replace(before, chains=chains))
+            await this.until_repaired("uid-0", 1)
+            assert differences(before, nftables.read(TABLE)) == []
+        assert this.status("uid-0").last_repair.startswith(found)
         assert this.status("uid-0").state is PodState.ENROLLED
 
 
