@@ -7,7 +7,6 @@ name and values are Istio's. Only pods of this node are written, and only their 
 import datetime
 import logging
 import uuid
-from collections.abc import Mapping
 
 import trio
 
@@ -21,20 +20,22 @@ logger = logging.getLogger("daemonset.agent")
 REDIRECTION = "ambient.istio.io/redirection"
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 _TROUBLE = (PodState.STOPPED, PodState.FAILED, PodState.PENDING)
-_IN_MESH: Mapping[PodState, str | None] = {
-    PodState.ENROLLED: "enabled",
-    PodState.PENDING: "pending",
-    PodState.NOT_IN_MESH: None,
-}
 
 
 def annotation(status: PodStatus, present: str | None) -> str | None:
     """Pure: what the annotation of a pod is to be, given what it is.
 
-    While a pod is on its way, or cut off, it stays as it is: what others send to a pod that was in
-    the mesh must be refused meanwhile, not sent in the clear.
+    A pod that was in the mesh stays in it while it is on its way, cut off, or without a ztunnel (an
+    agent that has just started knows of none yet): what others send to it must go through a tunnel
+    or be refused meanwhile, not be sent in the clear.
     """
-    return _IN_MESH.get(status.state, present)
+    if status.state is PodState.ENROLLED:
+        return "enabled"
+    if status.state is PodState.NOT_IN_MESH:
+        return None
+    if status.state is PodState.PENDING and present is None:
+        return "pending"
+    return present
 
 
 class PodNotes:

@@ -6,7 +6,7 @@ import errno
 import logging
 import math
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import dns.rcode
 import trio
@@ -40,7 +40,8 @@ class DnsServer:
 
     Args:
         resolver: answers from the mesh.
-        client: gives the pod as it is now, or None while the mesh does not know it (SERVFAIL).
+        client: gives the pod as it is now, or None while the mesh does not know it.
+        wait_for_client: gives it as well, a little later if need be; None then means SERVFAIL.
         upstream: for every name that is not the mesh's.
         observer: is told of each question.
     """
@@ -49,11 +50,14 @@ class DnsServer:
         self,
         resolver: Resolver,
         client: Callable[[], Client | None],
+        wait_for_client: Callable[[], Awaitable[Client | None]],
         upstream: Upstream,
         observer: DnsObserver,
     ) -> None:
         self._resolver = resolver
         self._client = client
+        self._wait_for_client = wait_for_client
+        self._waiting = 0
         self._upstream = upstream
         self._observer = observer
         self._forwarded = 0
@@ -81,20 +85,23 @@ class DnsServer:
                         if question.response is not None:
                             await _reply(sock, question.response, sender)
                         continue
-                    response = self._from_mesh(question, question.udp_bytes)
+                    client = self._client()
+                    response = None
+                    if client is not None:
+                        response = self._from_mesh(client, question, question.udp_bytes)
                     if response is not None:
                         await _reply(sock, response, sender)
                     else:
-                        nursery.start_soon(self._forward_datagram, sock, wire, question, sender)
+                        nursery.start_soon(self._answer_datagram, sock, wire, question, sender)
 
-    async def _forward_datagram(
+    async def _answer_datagram(
         self,
         sock: trio.socket.SocketType,
         wire: bytes,
         question: Question,
         sender: tuple[object, ...],
     ) -> None:
-        response = await self._from_upstream(wire, question, "udp", question.udp_bytes)
+        response = await self._answer(wire, question, "udp", question.udp_bytes)
         if len(response) > question.udp_bytes:
             response = truncated(question)
         await _reply(sock, response, sender)
@@ -144,10 +151,29 @@ class DnsServer:
         question = self._read(wire, "tcp")
         if isinstance(question, Rejected):
             return question.response
-        response = self._from_mesh(question, MAX_MESSAGE_BYTES)
+        return await self._answer(wire, question, "tcp", MAX_MESSAGE_BYTES)
+
+    async def _answer(
+        self, wire: bytes, question: Question, protocol: str, max_bytes: int
+    ) -> bytes:
+        client = self._client() or await self._later()
+        if client is None:
+            self._complain("DNS query for %s: the mesh does not know this pod", question.name_text)
+            return failure(question, dns.rcode.SERVFAIL)
+        response = self._from_mesh(client, question, max_bytes)
         if response is not None:
             return response
-        return await self._from_upstream(wire, question, "tcp", MAX_MESSAGE_BYTES)
+        return await self._from_upstream(wire, question, protocol, max_bytes)
+
+    async def _later(self) -> Client | None:
+        """A pod that has just started asks before the control plane has told of it."""
+        if self._waiting >= MAX_FORWARDED:
+            return None
+        self._waiting += 1
+        try:
+            return await self._wait_for_client()
+        finally:
+            self._waiting -= 1
 
     def _read(self, wire: bytes, protocol: str) -> Question | Rejected:
         question = read_question(wire)
@@ -157,12 +183,8 @@ class DnsServer:
             self._observer.request(question.type_name, protocol)
         return question
 
-    def _from_mesh(self, question: Question, max_bytes: int) -> bytes | None:
-        """The answer where the mesh has one, SERVFAIL for an unknown pod, None to ask upstream."""
-        client = self._client()
-        if client is None:
-            self._complain("DNS query for %s: the mesh does not know this pod", question.name_text)
-            return failure(question, dns.rcode.SERVFAIL)
+    def _from_mesh(self, client: Client, question: Question, max_bytes: int) -> bytes | None:
+        """The answer where the mesh has one, None to ask upstream."""
         if question.name is None or question.family is None:
             return None
         try:

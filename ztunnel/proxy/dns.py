@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from ztunnel.config.model import ProxyMode
 from ztunnel.dns.forward import Upstream
-from ztunnel.dns.lookup import BOTH_FAMILIES, EndpointRecord, Family, ServiceRecord
+from ztunnel.dns.lookup import BOTH_FAMILIES, Client, EndpointRecord, Family, ServiceRecord
 from ztunnel.dns.names import Labels
 from ztunnel.dns.resolv_conf import ResolvConf, parse_resolv_conf
 from ztunnel.dns.resolver import Resolver
@@ -109,8 +109,16 @@ class PodDns:
         self._tcp: dict[str, socket.socket] = {}
         self._open(inherited)
         self._server = DnsServer(
-            pod.resolver, pod.dns_client, Upstream(read_resolv_conf(), self._socket), _Observer(pod)
+            pod.resolver,
+            pod.dns_client,
+            self._wait_for_client,
+            Upstream(read_resolv_conf(), self._socket),
+            _Observer(pod),
         )
+
+    async def _wait_for_client(self) -> Client | None:
+        await self._pod.wait_for_workload()
+        return self._pod.dns_client()
 
     def _open(self, inherited: dict[str, socket.socket]) -> None:
         context = self._pod.context

@@ -139,6 +139,7 @@ class Proxy:
     def __init__(self, *nameservers: FakeNameserver, timeout: float = 0.2) -> None:
         self.nameservers = nameservers
         self.client: Client | None = Client("prod", "")
+        self.comes: trio.Event | None = None  # when it is set the mesh knows the pod
         self.counts = Counts()
         self.udp, self.tcp = pair()
         self.address: tuple[str, int] = self.udp.getsockname()
@@ -148,9 +149,16 @@ class Proxy:
         self.server = DnsServer(
             Resolver(lookup, rng=random.Random(1)),
             lambda: self.client,
+            self.wait_for_client,
             Upstream(conf, socket.socket),
             self.counts,
         )
+
+    async def wait_for_client(self) -> Client | None:
+        if self.comes is not None:
+            await self.comes.wait()
+            self.client = Client("prod", "")
+        return self.client
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -299,6 +307,27 @@ async def test_no_upstream_is_servfail_with_the_reason(caplog: pytest.LogCapture
     async with proxy.running():
         assert (await proxy.by_udp("example.com")).rcode() == dns.rcode.SERVFAIL
     assert "example.com. failed upstream: resolv.conf names no nameserver" in caplog.text
+
+
+async def test_a_pod_that_has_just_started_is_waited_for() -> None:
+    proxy = Proxy()
+    proxy.client, proxy.comes = None, trio.Event()
+    found: list[list[str]] = []
+    async with proxy.running():
+
+        async def ask(by: str) -> None:
+            if by == "udp":
+                found.append(addresses(await proxy.by_udp("web.prod")))
+            else:
+                found.extend(addresses(response) for response in await proxy.by_tcp("web.prod"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, "udp")
+            nursery.start_soon(ask, "tcp")
+            await trio.sleep(0.05)
+            assert found == []
+            proxy.comes.set()
+    assert found == [["10.0.0.1"]] * 2
 
 
 async def test_an_unknown_pod_gets_servfail() -> None:
