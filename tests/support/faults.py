@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from pyroute2 import IPRoute
+
 from tests.support.mesh_lab import MeshLab, mesh_lab
 from tests.support.ztunnel_processes import ZtunnelProcesses
 
@@ -39,3 +41,25 @@ def fault_lab(
         if enrol:
             mesh.enrol()
         yield FaultLab(mesh)
+
+
+@contextmanager
+def unreachable(mesh: MeshLab, node: str) -> Iterator[None]:
+    """A node vanishes from the network without a word, for as long as the block lasts."""
+    _set_link(mesh, node, "down")
+    try:
+        yield
+    finally:
+        _set_link(mesh, node, "up")
+
+
+def _set_link(mesh: MeshLab, node: str, state: str) -> None:
+    underlay = mesh.mesh.network.underlay
+    assert underlay is not None
+
+    def change() -> None:
+        with IPRoute() as route:
+            (index,) = route.link_lookup(ifname=mesh.mesh.topology.nodes[node].link)
+            route.link("set", index=index, state=state)
+
+    mesh.mesh.keeper.call(underlay, change)

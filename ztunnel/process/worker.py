@@ -329,13 +329,11 @@ class Worker:
         self._judged.pop(uid, None)
         if pod is None:
             return
-        workload = pod.workload()
         pod.close("the pod left the mesh")
-        if workload is not None:
-            identity = workload.identity
-            others = (other.workload() for other in self._pods.values())
-            if not any(other is not None and other.identity == identity for other in others):
+        for identity in pod.identities:
+            if not any(identity in other.identities for other in self._pods.values()):
                 self._certificates.forget(identity)
+                self.context.contexts.forget(identity)
 
     def _revoke(self, revocations: RevocationList) -> None:
         self.context.pools.revocations = revocations

@@ -100,6 +100,7 @@ class PodProxy:
         self.resolver = make_resolver(context)
         self._search = search_domains(context)
         self._dns: PodDns | None = None
+        self.identities: set[Identity] = set()  # that it has had; the pod may outlive its workload
         self._scope = trio.CancelScope()
         network = context.config.node.network
         self.network_header: tuple[Header, ...] = (
@@ -238,6 +239,7 @@ class PodProxy:
         self._known = trio.Event()
         workload = self.workload()
         if workload is not None:
+            self.identities.add(workload.identity)
             self.context.certificates.want(workload.identity)
 
     def baggage(self, workload: Workload) -> str:

@@ -1,10 +1,10 @@
 """SSL contexts made from workload certificates, once per certificate and not per handshake."""
 
-import functools
 import os
 import ssl
 from typing import Literal
 
+from ztunnel.mesh.identity import Identity
 from ztunnel.tls.keylog import KeyLog, shared_key_log
 from ztunnel.tls.workload_certificate import WorkloadCertificate
 
@@ -64,22 +64,35 @@ def _load_key(context: ssl.SSLContext, certificate: WorkloadCertificate) -> None
 
 
 class ContextCache:
-    """The contexts in use, by certificate.
+    """The contexts in use: per identity one for each role, with its newest certificate.
+
+    A context holds a descriptor and some hundred KiB; those of former certificates are let go.
 
     Args:
         records: see `Records`.
-        size: certificates remembered for each role; a node has one per service account.
     """
 
-    def __init__(self, records: Records = "own", size: int = 1024) -> None:
-        make = functools.partial(make_context, records=records)
-        self._server = functools.lru_cache(size)(functools.partial(make, server_side=True))
-        self._client = functools.lru_cache(size)(functools.partial(make, server_side=False))
+    def __init__(self, records: Records = "own") -> None:
+        self._records: Records = records
+        self._made: dict[tuple[Identity, bool], tuple[WorkloadCertificate, TlsContext]] = {}
 
     def server(self, certificate: WorkloadCertificate) -> TlsContext:
         """The context for accepting. Raises: see `make_context`."""
-        return self._server(certificate)
+        return self._of(certificate, True)
 
     def client(self, certificate: WorkloadCertificate) -> TlsContext:
         """The context for connecting. Raises: see `make_context`."""
-        return self._client(certificate)
+        return self._of(certificate, False)
+
+    def forget(self, identity: Identity) -> None:
+        """Nobody here is that identity any more."""
+        for server_side in (False, True):
+            self._made.pop((identity, server_side), None)
+
+    def _of(self, certificate: WorkloadCertificate, server_side: bool) -> TlsContext:
+        key = (certificate.identity, server_side)
+        made = self._made.get(key)
+        if made is None or made[0] != certificate:
+            context = make_context(certificate, server_side=server_side, records=self._records)
+            made = self._made[key] = (certificate, context)
+        return made[1]
