@@ -30,6 +30,7 @@ def test_its_connections_end_on_both_sides_and_all_others_go_on(lab: FaultLab, s
     local, remote = (lab.near, lab.far) if side == "client" else (lab.far, lab.near)
     (worker,) = local.workers
     with echo(mesh, "server", 7000), steady(mesh, "client", lab.server, 10) as others:
+        mesh.wait(lambda: others.all_went_on([0] * 10), "all others are there")
         before = open_descriptors(worker)
         mesh.write("goes.yaml", goes)
         mesh.wait(lambda: "default/goes" in mesh.mesh.topology.pods, "the pod is made")
