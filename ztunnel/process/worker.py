@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import trio
@@ -27,6 +27,7 @@ from ztunnel.mesh.workload import Workload
 from ztunnel.process import messages
 from ztunnel.process.channel import Channel, Message
 from ztunnel.process.link import Link
+from ztunnel.process.log_flush import LogFlush
 from ztunnel.process.logs import WorkerLogs
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.context import Context
@@ -64,7 +65,7 @@ class Worker:
         self._counters = Counters()
         self._shipper = Shipper(self._counters)
         self._certificates = CertificateStore(self._ask_certificate)
-        self._log_flush = _LogFlush(self._ship_logs)
+        self._log_flush = LogFlush(self._engine, self._ship_logs)
         self._logs = WorkerLogs(config.telemetry, self._lines_wait)
         self._control: Link | None = None
         self._supervisor: Link | None = None
@@ -441,23 +442,12 @@ class Worker:
                 control.send(messages.LOGS, batch)
 
 
-class _LogFlush:
-    """Ships log lines at the end of a round."""
-
-    def __init__(self, ship: Callable[[], None]) -> None:
-        self._ship = ship
-
-    def flush(self) -> None:
-        self._ship()
-
-    def failed(self, error: BaseException) -> None:
-        log.error("log lines could not be handed over: %r", error)
-
-
 def main(config: Config, slot: int, supervisor: socket.socket) -> int:
     """Runs a worker process. The exit status."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the supervisor tells us
     raise_file_limit()
+    # Connections leave no cycles behind when they end, so there is little to be found.
+    gc.set_threshold(10_000, 20, 50)
     trio.run(Worker(config, slot, supervisor).run)
     return 0
