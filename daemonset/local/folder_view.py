@@ -65,6 +65,11 @@ class FolderView:
         return frozenset(map(str, self._state.problems))
 
     @property
+    def ignored(self) -> Mapping[str, str]:
+        """Kinds that play no part here -> ``file:line`` of the first object of that kind."""
+        return self._state.ignored
+
+    @property
     def objects(self) -> ObjectSet:
         """As the control plane reads them."""
         return self._state.objects

@@ -29,6 +29,9 @@ from daemonset.local.topology import PodPlan, Topology, choose_pod, plan
 TURN = 0.1
 """Seconds between two looks at the folder and the processes."""
 
+_MAKERS = ("apps", "batch")
+"""Groups whose objects are made into Pods by a cluster's controllers."""
+
 _NOT_YET = "[NotCaptured]"
 _AT_REST = (PodState.ENROLLED, PodState.NOT_IN_MESH)
 
@@ -79,6 +82,7 @@ class Mesh:
         self._findings = FindingsFile(run.path)
         self._found_since: dict[str, float] = {}
         self._told: set[str] = set()
+        self._ignored: set[str] = set()
         self.keeper = Keeper(run.folder("netns"), self._files.of_nodes())
         self.network = MeshNetwork(self.keeper, self.topology)
         self.processes = Processes(self.keeper, report)
@@ -112,6 +116,7 @@ class Mesh:
         """
         for warning in self.keeper.warnings:
             self.report(warning)
+        self._report_ignored()
         for path in self._files.missing():
             self.report(f"this machine has no {path}, so pods have none either; `touch` one")
         self.network.build_nodes()
@@ -133,6 +138,7 @@ class Mesh:
         if problems is not None:
             for problem in problems:
                 self.report(f"{problem} (what the file said before stays in force)")
+            self._report_ignored()
             self._reconcile()
         self._report_findings()
         self._describe()
@@ -150,6 +156,14 @@ class Mesh:
                 self.report(text)
                 self._told.add(text)
         self._told &= self._found_since.keys()
+
+    def _report_ignored(self) -> None:
+        for kind, place in self.view.ignored.items():
+            if kind not in self._ignored:
+                self._ignored.add(kind)
+                makes_pods = kind.partition("/")[0] in _MAKERS
+                advice = ": nothing here makes Pods of it, write them out" if makes_pods else ""
+                self.report(f"{place}: {kind} plays no part in the mesh and is ignored{advice}")
 
     def is_settled(self) -> bool:
         """Whether every pod is in the mesh, or out of it, as its labels want, and the control plane

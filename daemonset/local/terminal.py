@@ -1,6 +1,7 @@
 """How the demo and ``ambient up`` speak to the person in front of them."""
 
 import os
+import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,13 +19,15 @@ class Terminal:
         self._out = out
         self._colours = out.isatty() and "NO_COLOR" not in os.environ
         self._open_line = False
+        columns = shutil.get_terminal_size((WIDTH, 24)).columns if out.isatty() else WIDTH
+        self._width = max(40, min(WIDTH, columns - 1))
 
     def style(self, text: str, name: str) -> str:
         return f"\033[{_STYLES[name]}m{text}\033[0m" if self._colours else text
 
     def say(self, text: str = "") -> None:
         """A paragraph, wrapped."""
-        self._line("\n".join(textwrap.wrap(text, WIDTH)))
+        self._line("\n".join(textwrap.wrap(text, self._width)))
 
     def title(self, text: str) -> None:
         self._line()
@@ -53,7 +56,12 @@ class Terminal:
     @contextmanager
     def progress(self, doing: str) -> Iterator[None]:
         """Names what is being waited for, while it is."""
-        self._out.write(f"  … {doing}" if self._colours else f"  … {doing}\n")
+        line = f"  … {doing}"
+        if self._colours:
+            # One that the terminal wraps could not be taken away again.
+            self._out.write(line if len(line) <= self._width else f"{line[: self._width - 1]}…")
+        else:
+            self._out.write(f"{line}\n")
         self._out.flush()
         self._open_line = self._colours
         try:
@@ -66,7 +74,7 @@ class Terminal:
 
     def _bullet(self, mark: str, text: str) -> None:
         first, *rest = text.splitlines() or [""]
-        wrapped = textwrap.wrap(first, WIDTH - 4) or [""]
+        wrapped = textwrap.wrap(first, self._width - 4) or [""]
         self._line(f"  {mark} {wrapped[0]}")
         for line in (*wrapped[1:], *rest):
             self._line(f"    {line}")

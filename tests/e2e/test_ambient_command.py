@@ -186,8 +186,12 @@ def test_a_kept_demo_can_be_played_with_and_ends_with_ctrl_c(
 def test_a_folder_is_run_followed_and_ended_from_another_terminal(ambient: Ambient) -> None:
     folder = ambient.place / "mine"
     shutil.copytree(EXAMPLE / "mesh", folder)
+    (folder / "more.yaml").write_text(
+        "{apiVersion: apps/v1, kind: Deployment, metadata: {name: x}}"
+    )
     up = ambient.start("up", str(folder), "--no-mesh")
-    read_until(up, "Ctrl-C ends it")
+    shown = re.sub(r"\s+", " ", read_until(up, "Ctrl-C ends it"))
+    assert "more.yaml:1: apps/v1 Deployment plays no part in the mesh and is ignored: noth" in shown
     code, output = ambient.run("up", str(folder))
     assert (code, "a mesh named mine is running already" in output) == (1, True)
     assert ambient.run("exec", "web", "--", "sh", "-c", "exit 7")[0] == 7
