@@ -38,7 +38,10 @@ class LabelSelector:
         for key, value in self.labels.items():
             if labels.get(key) != value:
                 return False
-        return all(requirement.matches(labels) for requirement in self.requirements)
+        # Most have none, and this is asked of every pod for every selector.
+        return not self.requirements or all(
+            requirement.matches(labels) for requirement in self.requirements
+        )
 
 
 def read_selector(section: Section) -> LabelSelector:

@@ -22,22 +22,33 @@ L = TypeVar("L", bound=Labelled)
 
 
 class LabelIndex(Generic[L]):
-    """Objects by namespace, and by each label in it."""
+    """Objects by namespace, and by each label in it.
 
-    def __init__(self, items: Iterable[L]) -> None:
+    Args:
+        before: an index of earlier; the parts for namespaces whose items are the same, in the same
+            order, are taken over from it.
+    """
+
+    def __init__(self, items: Iterable[L], before: LabelIndex[L] | None = None) -> None:
         self._by_namespace: dict[str, list[L]] = {}
-        self._by_label: dict[tuple[str, str, str], list[L]] = {}
+        self._by_label: dict[str, dict[tuple[str, str], list[L]]] = {}
         for item in items:
-            namespace = item.namespace
-            self._by_namespace.setdefault(namespace, []).append(item)
-            for key, value in item.labels.items():
-                self._by_label.setdefault((namespace, key, value), []).append(item)
+            self._by_namespace.setdefault(item.namespace, []).append(item)
+        for namespace, inside in self._by_namespace.items():
+            if before is not None and before._by_namespace.get(namespace) == inside:
+                self._by_label[namespace] = before._by_label[namespace]
+                continue
+            labels = self._by_label[namespace] = {}
+            for item in inside:
+                for label in item.labels.items():
+                    labels.setdefault(label, []).append(item)
 
     def select(self, namespace: str, selector: LabelSelector) -> list[L]:
         """The objects of a namespace that match, in the order they came in."""
         candidates = self._by_namespace.get(namespace, [])
-        for key, value in selector.labels.items():
-            found = self._by_label.get((namespace, key, value), [])
+        labels = self._by_label.get(namespace, {})
+        for label in selector.labels.items():
+            found = labels.get(label, [])
             if len(found) < len(candidates):
                 candidates = found
         return [item for item in candidates if selector.matches(item.labels)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 
 from daemonset.control_plane.objects.addresses import IPNetwork
 from daemonset.control_plane.objects.objectset import ObjectSet
 from daemonset.control_plane.translation.finding import Findings
 from daemonset.control_plane.translation.gateway_address import network_address
 from daemonset.control_plane.translation.kubernetes_services import from_service
+from daemonset.control_plane.translation.memory import Remembered
 from daemonset.control_plane.translation.resource import Resource, service_resource
 from daemonset.control_plane.translation.service_addresses import ServiceAddresses
 from daemonset.control_plane.translation.service_entries import from_service_entry, wants_address
@@ -37,6 +39,9 @@ class Allocators:
         self.entries6 = AddressAllocator(self.settings.entry_ips6)
 
 
+_block = lru_cache(maxsize=100_000)(ipaddress.ip_network)
+
+
 def list_services(
     objects: ObjectSet,
     waypoints: Waypoints,
@@ -48,7 +53,7 @@ def list_services(
     found: dict[str, ServiceInfo] = {}
     given = {} if allocators.services is None else allocators.services.give(objects)
     for service in sorted(objects.services.values(), key=lambda item: item.meta.age_order):
-        addresses = tuple(ipaddress.ip_network(text) for text in service.cluster_ips)
+        addresses = tuple(map(_block, service.cluster_ips))
         if not addresses:
             texts = given.get(f"{service.meta.namespace}/{service.meta.name}", ())
             addresses = tuple(ipaddress.ip_network(text) for text in texts)
@@ -103,14 +108,20 @@ def _give_entry_addresses(
     return result
 
 
-def service_resources(services: list[ServiceInfo], network: str) -> list[Resource]:
+def service_resources(
+    services: list[ServiceInfo], network: str, memory: Remembered[str, Resource]
+) -> list[Resource]:
     """The resources of services, with exactly one canonical service for each hostname."""
     canonical: dict[str, ServiceInfo] = {}
     for info in services:
         best = canonical.get(info.hostname)
         if best is None or _canonical_order(info) < _canonical_order(best):
             canonical[info.hostname] = info
-    return [_encode(info, network, canonical[info.hostname] is info) for info in services]
+    result: list[Resource] = []
+    for info in services:
+        inputs = (info, network, canonical[info.hostname] is info)
+        result.append(memory.get(info.name, inputs, partial(_encode, *inputs)))
+    return result
 
 
 def _canonical_order(info: ServiceInfo) -> tuple[bool, bool, tuple[str, str, str]]:

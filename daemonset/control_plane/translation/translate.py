@@ -11,12 +11,10 @@ from daemonset.control_plane.objects.pod import Pod
 from daemonset.control_plane.objects.service_entry import ServiceEntry
 from daemonset.control_plane.objects.workload_entry import EntrySpec
 from daemonset.control_plane.translation.endpoints import (
-    Selectable,
     ServicePorts,
     ports_of,
     select_endpoints,
     selectable_entry,
-    selectable_pod,
     slice_ports,
 )
 from daemonset.control_plane.translation.enrolment import (
@@ -25,7 +23,7 @@ from daemonset.control_plane.translation.enrolment import (
     speaks_hbone_itself,
 )
 from daemonset.control_plane.translation.finding import Finding, Findings
-from daemonset.control_plane.translation.label_index import LabelIndex
+from daemonset.control_plane.translation.memory import Memory
 from daemonset.control_plane.translation.networks import NETWORK, REMOTE_CLASS, Networks
 from daemonset.control_plane.translation.policies import Policies
 from daemonset.control_plane.translation.resource import Resource
@@ -53,11 +51,12 @@ class Translation:
 
 
 class Translator:
-    """Translates again and again; keeps nothing but the addresses that it has given."""
+    """Translates again and again. Keeps the addresses that it has given, and what pods came to."""
 
     def __init__(self, settings: MeshSettings) -> None:
         self._settings = settings
         self._allocators = Allocators(settings)
+        self._memory = Memory()
 
     def translate(
         self, objects: ObjectSet, captured: Set[tuple[str, str]] | None = None
@@ -69,7 +68,8 @@ class Translator:
             captured: (namespace, name) of the pods whose traffic a node proxy takes, where node
                 agents report that; None: whatever labels want in the mesh counts as captured.
         """
-        return _Run(objects, self._settings, self._allocators, captured).run()
+        self._memory.turn()
+        return _Run(objects, self._settings, self._allocators, captured, self._memory).run()
 
 
 class _Run:
@@ -81,7 +81,9 @@ class _Run:
         settings: MeshSettings,
         allocators: Allocators,
         captured: Set[tuple[str, str]] | None,
+        memory: Memory,
     ) -> None:
+        self._memory = memory
         self._findings = Findings()
         objects = of_revision(objects, settings.revision, self._findings)
         self._objects = objects
@@ -93,9 +95,9 @@ class _Run:
             objects, self._waypoints, allocators, settings, self._findings
         )
         self._pods = [pod for pod in objects.pods.values() if pod.ips and not pod.finished]
-        candidates: list[Selectable] = [selectable_pod(pod) for pod in self._pods]
-        candidates += [selectable_entry(entry) for entry in objects.workload_entries.values()]
-        index = LabelIndex(candidates)
+        self._selectables = memory.selectables(self._pods)
+        entries = objects.workload_entries.values()
+        index = memory.index([*self._selectables, *map(selectable_entry, entries)])
         self._endpoints = select_endpoints(self._services, index)
         self._others = self._read_slices()
         self._policies = Policies(
@@ -106,12 +108,14 @@ class _Run:
     def run(self) -> Translation:
         self._report_shared_addresses()
         addresses: dict[str, Resource] = {}
-        for resource in service_resources(self._services, self._networks.own):
+        for resource in service_resources(
+            self._services, self._networks.own, self._memory.services
+        ):
             addresses[resource.name] = resource
         for resource in self._networks.resources():
             addresses[resource.name] = resource
-        for pod in self._pods:
-            resource = self._pod(pod)
+        for pod, selectable in zip(self._pods, self._selectables, strict=True):
+            resource = self._pod(pod, selectable.key)
             addresses[resource.name] = resource
         self._entries(addresses)
         for (namespace, name, address), (ready, services) in self._others.items():
@@ -146,8 +150,7 @@ class _Run:
                     "Give each an address of its own.",
                 )
 
-    def _pod(self, pod: Pod) -> Resource:
-        key = pod.meta.key
+    def _pod(self, pod: Pod, key: ObjectKey) -> Resource:
         policies, verdict = self._policies.of_workload(key, pod.meta.labels)
         captured = self._is_captured(pod)
         reached = captured or is_captured(pod) or speaks_hbone_itself(pod.meta.labels)
@@ -163,7 +166,12 @@ class _Run:
         services = self._endpoints.get(key, {})
         waypoint = self._waypoints.of_workload(pod.meta)
         tunnel = self._waypoints.application_tunnel(pod.meta)
-        return self._writer.pod(pod, services, policies, waypoint, tunnel, captured=captured)
+        locality, network = self._writer.locality(pod.node), self._networks.own
+        return self._memory.pods.get(
+            (key.namespace, key.name),
+            (pod, services, policies, waypoint, tunnel, captured, locality, network),
+            lambda: self._writer.pod(pod, services, policies, waypoint, tunnel, captured=captured),
+        )
 
     def _is_captured(self, pod: Pod) -> bool:
         if self._captured is not None:
@@ -172,7 +180,11 @@ class _Run:
 
     def _is_selected(self, pod: Pod) -> bool:
         namespace = self._objects.namespaces.get(pod.meta.namespace)
-        return is_selected(pod, namespace, self._settings)
+        return self._memory.selected.get(
+            (pod.meta.namespace, pod.meta.name),
+            (pod, namespace),
+            lambda: is_selected(pod, namespace, self._settings),
+        )
 
     def _report_not_captured(self, pod: Pod, policies: list[str], strict: bool) -> None:
         nowhere = ""

@@ -48,6 +48,10 @@ class WorkloadWriter:
             "" if settings.trust_domain == "cluster.local" else settings.trust_domain
         )
 
+    def locality(self, node: str) -> Locality | None:
+        """Where a node is, if its labels say so."""
+        return self._localities.get(node)
+
     def pod(
         self,
         pod: Pod,
@@ -89,7 +93,7 @@ class WorkloadWriter:
             services={name: port_list(services[name]) for name in services},
             network_mode=NetworkMode.HOST_NETWORK if pod.host_network else NetworkMode.STANDARD,
         )
-        locality = self._localities.get(pod.node)
+        locality = self.locality(pod.node)
         if locality is not None:
             message.locality.CopyFrom(locality)
         if waypoint is not None:
