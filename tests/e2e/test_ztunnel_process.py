@@ -71,6 +71,7 @@ def test_below_an_agent_that_speaks_istios_bytes(place: Path, tmp_path: Path) ->
             room, 1, tmp_path / "ztunnel.log",
             INPOD_UDS=str(place / "zds.sock"), LOCAL_XDS_PATH=str(resources),
             ZTUNNEL_WORKER_THREADS="2", ISTIO_META_DNS_CAPTURE="true",
+            POD_NAME="ztunnel-x", POD_NAMESPACE="istio-system", SERVICE_ACCOUNT="ztunnel",
         )  # fmt: skip
         network = {pod: room.pod(pod).network for pod in ("client", "server", "bad")}
         with captured(room, "client", "server"), ExitStack() as stack:
@@ -92,6 +93,10 @@ def test_below_an_agent_that_speaks_istios_bytes(place: Path, tmp_path: Path) ->
             # One worker is enough for the answer; in the end there are two. DNS has two families.
             both = {15001: 2, 15006: 2, 15008: 2, 15053: 4}
             wait_for(lambda: listeners(network["server"]) == both, "two workers", ztunnel.log)
+            # Its own ports can be reached by tunnels, and nothing of its own is captured.
+            node = room.node(1).network
+            wait_for(lambda: listeners(node).get(15008) == 2, "its own", ztunnel.log)
+            assert not listeners(node).keys() & {15001, 15006, 15053}
             assert echoes(room, "client", room.ip("server"))
             ztunnel.until_metric(2, "workload_manager_active_proxy_count")
             ztunnel.until_metric(1, "workload_manager_pending_proxy_count")

@@ -59,6 +59,9 @@ _LOOKUPS_AT_ONCE: Final = 64
 
 STATE_TASK: Final = "state manager"
 PROXY_TASK: Final = "proxy"
+OWN_UID: Final = "own"  # in place of the uid that an agent would give
+OWN_RETRY: Final = 1.0  # seconds
+
 PODS_TASK: Final = "workload proxy manager"
 CERTIFICATES_TASK: Final = "certificates"
 
@@ -328,9 +331,18 @@ class Control:
         await self._first_worker.wait()  # a pod can only be served by one
         with self._serving:
             if config.mode is ProxyMode.DEDICATED:
-                await self._serve_own_workload()
+                workload = config.workload
+                assert workload is not None
+                await self._serve_own(
+                    WorkloadInfo(workload.name, workload.namespace, workload.service_account)
+                )
                 await self._warm_up()
                 return
+            node = config.node
+            if node.self_proxied:
+                # So that peers reach our ports by tunnels and under policies, as any pod's.
+                info = WorkloadInfo(node.pod_name, node.pod_namespace, node.service_account)
+                self._nursery.start_soon(self._serve_own, info)
             self._nursery.start_soon(self._follow_pods)
             await self.zds.run()
 
@@ -377,16 +389,17 @@ class Control:
 
     # ---- the pods
 
-    async def _serve_own_workload(self) -> None:
-        workload = self.config.workload
-        assert workload is not None
-        info = WorkloadInfo(workload.name, workload.namespace, workload.service_account)
-        while True:
+    async def _serve_own(self, info: WorkloadInfo) -> None:
+        """Serves the workload of our own namespace, of which no agent tells."""
+        complaint = ""
+        while not self._ended.is_set():
             try:
-                await self.pods.add("dedicated", info, None)
+                await self.pods.add(OWN_UID, info, None)
             except RuntimeError as error:
-                log.error("%s cannot be served: %s", info, error)
-                await trio.sleep(1)
+                if str(error) != complaint:
+                    complaint = str(error)
+                    log.error("%s cannot be served: %s", info, complaint)
+                await trio.sleep(OWN_RETRY)
             else:
                 return
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 import trio
 
 from ztunnel.config import Config
-from ztunnel.config.model import UnknownPolicy
+from ztunnel.config.model import ProxyMode, UnknownPolicy
 from ztunnel.linux.fds import raise_file_limit
 from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.mesh.changes import Batch, Changes, Resource
@@ -315,7 +315,9 @@ class Worker:
                 for sock in listeners.values():
                     sock.close()
                 raise RuntimeError("this ztunnel is being shut down")
-            pod = PodProxy(self.context, info, netns, listeners)
+            # Without a namespace it is the one workload of dedicated mode, or else ourselves.
+            ourselves = netns is None and self._config.mode is ProxyMode.SHARED
+            pod = PodProxy(self.context, info, netns, listeners, only_tunnels=ourselves)
         except BaseException:
             if netns is not None:
                 netns.close()

@@ -73,9 +73,11 @@ class PodProxy:
     """Serves one pod from inside its network namespace.
 
     Args:
-        namespace: the pod's; None means the process's own (dedicated mode).
+        namespace: the pod's; None means the process's own (dedicated mode, and ourselves).
         listeners: descriptors of a predecessor by kind, in place of new ones: what waits in
             their queues is served, not lost.
+        only_tunnels: nothing is captured: take tunnels in, and connect to the application from
+            our own address. So this proxy's own ports are reached by peers of the mesh.
     """
 
     def __init__(
@@ -84,7 +86,10 @@ class PodProxy:
         info: PodInfo,
         namespace: NetworkNamespace | None,
         listeners: dict[str, socket.socket],
+        only_tunnels: bool = False,
     ) -> None:
+        self._only_tunnels = only_tunnels
+        self.keep_source = context.keep_source and not only_tunnels
         self.context = context
         self.info = info
         self.uid = info.uid
@@ -128,17 +133,10 @@ class PodProxy:
         """Opens every listener or none. Raises OSError."""
         opened: dict[str, socket.socket] = {}
         try:
-            for kind, port, transparent in (
-                ("outbound", OUTBOUND_PORT, False),
-                ("plaintext", PLAINTEXT_PORT, self.context.keep_source),
-                ("hbone", HBONE_PORT, self.context.keep_source),
-            ):
-                opened[kind] = self._inherit(inherited, kind) or self._open("", port, transparent)
-            if self.context.config.socks5:
-                opened["socks"] = self._inherit(inherited, "socks") or self._open(
-                    "127.0.0.1", SOCKS_PORT, False
-                )
-            if self.context.config.dns.enabled:
+            for kind, address, port, transparent in self._wanted():
+                sock = self._inherit(inherited, kind)
+                opened[kind] = sock or self._open(address, port, transparent)
+            if self.context.config.dns.enabled and not self._only_tunnels:
                 self._dns = PodDns(self, inherited)
         except BaseException:
             for sock in (*opened.values(), *inherited.values()):
@@ -158,6 +156,20 @@ class PodProxy:
                 set_connection_options(sock, self.context.keepalive)
             context = self.context
             self._listeners[kind] = Listener(context.engine, context.admission, sock, accept[kind])
+
+    def _wanted(self) -> list[tuple[str, str, int, bool]]:
+        """(kind, address or "" for any, port, transparent) of each listener for TCP but DNS."""
+        tunnels = ("hbone", "", HBONE_PORT, self.keep_source)
+        if self._only_tunnels:
+            return [tunnels]
+        wanted = [
+            ("outbound", "", OUTBOUND_PORT, False),
+            ("plaintext", "", PLAINTEXT_PORT, self.keep_source),
+            tunnels,
+        ]
+        if self.context.config.socks5:
+            wanted.append(("socks", "127.0.0.1", SOCKS_PORT, False))
+        return wanted
 
     @staticmethod
     def _inherit(inherited: dict[str, socket.socket], kind: str) -> socket.socket | None:

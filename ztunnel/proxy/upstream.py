@@ -28,7 +28,7 @@ def connect_to_application(
     """
     context = pod.context
     if source is not None and (
-        not context.keep_source or source == target[0] or (":" in source) != (":" in target[0])
+        not pod.keep_source or source == target[0] or (":" in source) != (":" in target[0])
     ):
         source = None
     try:
