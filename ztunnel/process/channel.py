@@ -46,9 +46,14 @@ def encode(kind: int, values: tuple[Any, ...], fds: int) -> bytes:
 
 
 class Decoder:
-    """Bytes and descriptors in, messages out (sans-IO)."""
+    """Bytes and descriptors in, messages out (sans-IO).
+
+    Attributes:
+        cut: descriptors of the next message that has any could not be received: it comes without.
+    """
 
     def __init__(self) -> None:
+        self.cut = False
         self._buffer = bytearray()
         self._fds: deque[int] = deque()
 
@@ -74,6 +79,9 @@ class Decoder:
             end = position + _HEADER.size + length
             if len(buffer) < end:
                 break
+            if count and self.cut:
+                self.cut = False
+                count = 0
             if len(self._fds) < count:
                 raise ChannelError(f"{count} descriptors were announced, {len(self._fds)} came")
             try:
@@ -91,11 +99,17 @@ class Decoder:
 
 
 class Channel:
-    """A non-blocking end of a channel. Its owner waits for readiness."""
+    """A non-blocking end of a channel. Its owner waits for readiness.
 
-    def __init__(self, sock: socket.socket) -> None:
+    Args:
+        tolerant: a message whose descriptors this process has no room for comes without them, in
+            place of an error.
+    """
+
+    def __init__(self, sock: socket.socket, tolerant: bool = False) -> None:
         sock.setblocking(False)
         self.socket = sock
+        self._tolerant = tolerant
         self._decoder = Decoder()
         self._pending: deque[tuple[bytearray, list[int]]] = deque()
         self._offset = 0
@@ -175,7 +189,11 @@ class Channel:
             for level, kind, body in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     fds.frombytes(body[: len(body) - len(body) % fds.itemsize])
-            if flags & socket.MSG_CTRUNC:
+            if flags & socket.MSG_CTRUNC and self._tolerant:
+                close_all(fds)
+                del fds[:]
+                self._decoder.cut = True
+            elif flags & socket.MSG_CTRUNC:
                 close_all([*fds, *(fd for message in messages for fd in message.fds)])
                 raise ChannelError("descriptors were cut off: too many are open here")
             if not data:

@@ -103,7 +103,7 @@ class Control:
         self.local = LocalMesh(self.feed, config.xds.local_path, config.xds.local_text)
         self.readiness = Readiness(STATE_TASK)
         self._xds: XdsClient | None = None
-        self._supervisor = Channel(supervisor)
+        self._supervisor = Channel(supervisor, tolerant=True)
         self._ended = trio.Event()
         self._mesh_known = trio.Event()
         self._first_worker = trio.Event()
@@ -199,7 +199,10 @@ class Control:
                 self._ended.set()
                 return
             for message in received:
-                if message.kind == messages.WORKER:
+                if message.kind == messages.WORKER and not message.fds:
+                    # The worker sees its own end close, and asks for another channel.
+                    log.error("no descriptor is left for worker %d", message.values[0])
+                elif message.kind == messages.WORKER:
                     self._worker_joined(*message.values, fd=message.fds[0])
                 elif message.kind == messages.WORKER_GONE:
                     self._worker_gone(*message.values)

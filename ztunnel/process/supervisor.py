@@ -9,7 +9,7 @@ ends.
 
 SIGTERM and SIGINT start the drain: everyone is told, the workers end by
 themselves within the deadline, then the control process, which carries their
-last words, then the supervisor. A second SIGINT ends at once.
+last words, then the supervisor. A SIGINT during the drain ends all at once.
 """
 
 import logging
@@ -45,7 +45,6 @@ class Supervisor:
         self._children = (self._control, *self._workers)
         self._drain_seconds = drain_seconds
         self._status = 0
-        self._interrupts = 0
         self._draining = False
         self._kill_at = 0.0
         self._end_told = False
@@ -113,12 +112,13 @@ class Supervisor:
         return False
 
     def _signalled(self, number: int) -> None:
-        if number == signal.SIGINT:
-            self._interrupts += 1
-            if self._interrupts > 1:
-                for child in self._children:
-                    child.kill()
-        if number in (signal.SIGINT, signal.SIGTERM) and not self._draining:
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            return
+        if self._draining and number == signal.SIGINT:
+            log.warning("interrupted while draining: what is left is cut")
+            for child in self._children:
+                child.kill()
+        elif not self._draining:
             log.info("draining: connections have %gs to end", self._drain_seconds)
             self._drain(self._drain_seconds)
 

@@ -73,6 +73,7 @@ class Worker:
         self._judged: dict[str, Workload | None] = {}  # by pod: what its connections were judged by
         self._snapshot_names: set[str] | None = None
         self._waiting: dict[str, list[trio.Event]] = {}
+        self._complaint = ""  # why the control process cannot be joined, as last said
         self._joined = 0  # number of the channel to the control process
         self._draining = False
         self._done = trio.Event()
@@ -103,7 +104,7 @@ class Worker:
                 )
                 self._supervisor = Link(
                     self._engine,
-                    Channel(self._supervisor_socket),
+                    Channel(self._supervisor_socket, tolerant=True),
                     self._from_supervisor,
                     self._done.set,
                 )
@@ -138,7 +139,10 @@ class Worker:
     def _from_supervisor(self, message: Message) -> None:
         if message.kind == messages.CONTROL:
             self._joined = message.values[0]
-            self._join_control(Channel(socket.socket(fileno=message.fds[0])))
+            if message.fds:
+                self._join_control(Channel(socket.socket(fileno=message.fds[0])))
+            else:
+                self._not_joined("no descriptor is left for the channel")
         elif message.kind == messages.DRAIN:
             self._drain(message.values[0])
 
@@ -174,13 +178,26 @@ class Worker:
         )
         self._shipper.restart()
         control.send(messages.KERNEL_PATHS, self._kernel_paths())
-        for pod in self._pods.values():
-            self._offer(pod)
+        try:
+            for pod in self._pods.values():
+                self._offer(pod)
+        except OSError as error:
+            control.close()
+            self._not_joined(error.strerror or str(error))
+            return
         control.send(messages.STARTED, sorted(self._state.looked_up))
         self._certificates.control_back()
         for key in self._waiting:
             control.send(messages.LOOKUP, key)  # its predecessor was asked, and cannot answer
+        self._complaint = ""
         self._ship()
+
+    def _not_joined(self, reason: str) -> None:
+        """For lack of descriptors; the supervisor makes another attempt in a moment."""
+        if reason != self._complaint:
+            self._complaint = reason
+            log.error("the control process cannot be joined: %s; trying again", reason)
+        self._control_gone()
 
     def _kernel_paths(self) -> dict[str, str]:
         """Path to "on", or to why it is off."""
@@ -197,6 +214,9 @@ class Worker:
 
     def _control_lost(self) -> None:
         log.warning("the control process is gone; what is known goes on being served")
+        self._control_gone()
+
+    def _control_gone(self) -> None:
         self._control = None
         self._certificates.control_lost()
         for events in self._waiting.values():
