@@ -103,8 +103,9 @@ def from_kubeconfig(files: str | None, context: str | None) -> KubeConfig:
         raise KubeConfigError(f"not the address of an API server: {configuration.host!r}")
 
     def authorization() -> str:
-        value: str | None = configuration.get_api_key_with_prefix("authorization")
-        return value or ""
+        # Also runs whatever renews the token.
+        found = configuration.auth_settings().get("BearerToken")
+        return str(found["value"]) if found else ""
 
     port = url.port or (443 if tls is not None else 80)
     return KubeConfig(url.hostname, port, tls, url.path.rstrip("/"), authorization)

@@ -212,6 +212,14 @@ class Cluster:
         token: str = answer["status"]["token"]
         return token
 
+    def kubeconfig_of(self, namespace: str, account: str) -> Path:
+        """A kubeconfig with no other rights than a service account's."""
+        config = self._kubeconfig()
+        config["users"] = [{"name": "admin", "user": {"token": self.token(namespace, account)}}]
+        path = self.folder / f"{namespace}-{account}.kubeconfig"
+        path.write_text(json.dumps(config))
+        return path
+
     def path(self, item: Json) -> str:
         """The path of one object, found out by asking the API which kinds it knows."""
         version, kind = item["apiVersion"], item["kind"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
@@ -34,9 +35,9 @@ class Running:
 
 
 @asynccontextmanager
-async def client_of(cluster: Cluster) -> AsyncIterator[KubeClient]:
-    """A client with all rights."""
-    client = KubeClient(from_kubeconfig(str(cluster.kubeconfig), None))
+async def client_of(kubeconfig: Path) -> AsyncIterator[KubeClient]:
+    """A client with the rights of a kubeconfig."""
+    client = KubeClient(from_kubeconfig(str(kubeconfig), None))
     try:
         yield client
     finally:
@@ -46,13 +47,20 @@ async def client_of(cluster: Cluster) -> AsyncIterator[KubeClient]:
 
 @asynccontextmanager
 async def control_plane(
-    cluster: Cluster, name: str = "replica-1", settings: MeshSettings = SETTINGS
+    cluster: Cluster,
+    name: str = "replica-1",
+    settings: MeshSettings = SETTINGS,
+    kubeconfig: Path | None = None,
 ) -> AsyncIterator[Running]:
-    """One replica, on free ports. The namespaces istio-system and ambient-system must exist."""
+    """One replica, on free ports, with all rights or those of a kubeconfig. The namespaces
+    istio-system and ambient-system must exist."""
     config = ServingConfig(
         settings=settings, xds_port=None, tls_port=0, status_port=0, agents_report=True
     )
-    async with client_of(cluster) as client, trio.open_nursery() as nursery:
+    async with (
+        client_of(kubeconfig or cluster.kubeconfig) as client,
+        trio.open_nursery() as nursery,
+    ):
         with trio.fail_after(PATIENCE):
             replica = Replica("ambient-system", name)
             backend = await KubernetesBackend.open(client, settings, replica, QUICK, QUICK_LEASE)
