@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -166,3 +167,29 @@ def test_every_worker_says_which_kernel_paths_it_uses(mesh: MeshLab) -> None:
     }
     assert ("splice", 1.0) in on
     assert ("sockmap", float(without_sockmap() is None)) in on
+
+
+_TALK = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 7000), 10) as talk:
+    for number in range(100):
+        message = b"%d" % number
+        talk.sendall(message)
+        assert talk.recv(100) == message, number
+"""
+
+
+def test_pods_of_one_node_are_joined_in_the_kernel(tmp_path: Path) -> None:
+    with mesh_lab(tmp_path, nodes=1, pods={"one": 1, "two": 1}) as mesh:
+        mesh.serve("two", echo=7000)
+        mesh.enrol()
+        log = mesh.access_log("node-1")
+        done = mesh.run("one", sys.executable, "-c", _TALK, mesh.ip("two"))
+        assert done.returncode == 0, done.stdout
+        for direction in ("inbound", "outbound"):
+            line = log.line(lambda line, way=direction: line["direction"] == way)  # type: ignore[misc]
+            assert line["path"] == ("sockmap" if without_sockmap() is None else "copy")
+            assert line["bytes_sent"] == line["bytes_recv"] == "190"
+            assert line["src.identity"].endswith("/sa/one")
+            assert line["dst.identity"].endswith("/sa/two")
+            assert line["dst.hbone_addr"] == ""

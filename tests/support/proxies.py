@@ -179,8 +179,9 @@ class Proxies:
 async def proxies(room: Lab, **env: str) -> AsyncIterator[Proxies]:
     """Proxies for pods of `room`; `env` are the settings of a ztunnel."""
     async with AsyncExitStack() as stack:
-        nursery = await stack.enter_async_context(trio.open_nursery())
         engine = Engine()
+        stack.callback(engine.close)  # after the tasks: what they give up, they close in it
+        nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(engine.run)
         nursery.start_soon(engine.watch_deadlines)
         made = Proxies(room, engine, nursery, env)
@@ -191,4 +192,3 @@ async def proxies(room: Lab, **env: str) -> AsyncIterator[Proxies]:
             with trio.CancelScope(shield=True):
                 await trio.sleep(0.02)
             nursery.cancel_scope.cancel()
-            engine.close()

@@ -127,6 +127,12 @@ def read_kernel(reader: Reader) -> KernelConfig:
             True,
             "Move bulk between plain sockets through pipes, where a probe finds that to work.",
         ),
+        join_pods=reader.boolean(
+            "ZTUNNEL_JOIN_PODS",
+            False,
+            "Join two captured pods of this node without a tunnel: same identities and policies, "
+            "no encryption. It passes the links where a NetworkPolicy is enforced.",
+        ),
     )
 
 

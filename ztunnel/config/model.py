@@ -143,10 +143,15 @@ class TunnelConfig:
 
 @dataclass(frozen=True, slots=True)
 class KernelConfig:
-    """Which kernel paths may be used, where a probe at start finds them to work."""
+    """How bytes may stay in the kernel.
+
+    `sockmap` and `splice` are used where a probe at start finds them to work; `join_pods` spares
+    connections between two captured pods of this node the tunnel.
+    """
 
     sockmap: bool
     splice: bool
+    join_pods: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -27,6 +27,9 @@ from ztunnel.telemetry.counters import Cell, Counters
 from ztunnel.telemetry.labels import UNKNOWN_PEER, Peer
 from ztunnel.telemetry.peers import PeerTable
 from ztunnel.tls.contexts import ContextCache
+
+if TYPE_CHECKING:
+    from ztunnel.proxy.pod import PodProxy
 
 log = logging.getLogger("ztunnel.proxy")
 
@@ -83,6 +86,7 @@ class Context:
         self.answered = counters.histogram(
             "ztunnel_handshake_duration_seconds", "outbound", "answer", "ok"
         )
+        self.local_pods: dict[tuple[str, str], PodProxy] = {}  # by namespace and name
         self._paths: dict[str, tuple[Cell, Cell]] = {}
         self.keep_source = sockets.original_source is not OriginalSource.NEVER
         self.must_keep_source = sockets.original_source is OriginalSource.ALWAYS

@@ -22,6 +22,7 @@ from ztunnel.mesh.inbound import (
 )
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
+from ztunnel.proxy.admit import admit
 from ztunnel.proxy.approach import Approaches
 from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
 from ztunnel.proxy.upstream import connect_to_application
@@ -153,13 +154,7 @@ class Inbound(Connection):
         self._target = target = found.target
         self._open(found.ends, _TOLD_FIRST if target.proxy_protocol else _FROM_TUNNEL)
         self._attributes = found.attributes
-        verdict = authorize(context.state, workload, found.attributes)
-        record = self.record
-        record.verdict = verdict.reason
-        record.policy = verdict.policy
-        if verdict.dry_run:
-            context.dry_run(verdict)
-        context.judged(verdict)
+        verdict = admit(context, self.record, workload, found.attributes)
         if not verdict.allowed:
             self._refuse(UNAUTHORIZED, DENY, verdict.reason)
             return

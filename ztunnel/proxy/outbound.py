@@ -23,12 +23,14 @@ from ztunnel.mesh.decision import (
     Refuse,
     Via,
 )
+from ztunnel.mesh.inbound import UNAVAILABLE
 from ztunnel.mesh.outbound import decide
 from ztunnel.mesh.service import Service
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
 from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
 from ztunnel.proxy.failure import ConnectFailure
+from ztunnel.proxy.join import BothSides, Joined, join
 from ztunnel.proxy.routes import Route
 from ztunnel.relay.connect import Connecting
 from ztunnel.relay.pair import PairFlow
@@ -49,8 +51,8 @@ class Outbound(Connection):
     """One connection from a pod, from accept to its log line."""
 
     __slots__ = (
-        "_asked_at", "_connecting", "_failure", "_names", "_pod", "_sock", "_stream", "_taken",
-        "_tried", "_tunnel", "_workload", "destination",
+        "_asked_at", "_connecting", "_failure", "_names", "_other", "_pod", "_sock", "_stream",
+        "_taken", "_tried", "_tunnel", "_workload", "destination",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +72,7 @@ class Outbound(Connection):
         self._failure: tuple[str, str] | None = None  # flags and words of the last endpoint tried
         self._connecting: Connecting | None = None
         self._taken: Route | None = None
+        self._other: Joined | None = None
         self._stream: Stream | None = None
         self._tunnel: Tunnel | None = None
         self._asked_at = 0.0
@@ -104,7 +107,7 @@ class Outbound(Connection):
         if not self._tried:
             route = self._pod.routes.certain(self.destination)
             if route is not None:
-                self._tunnel_to(route)
+                self._reach(route)
                 return
         decision = self._decide("")
         if isinstance(decision, NeedsDns | NeedsLookup):
@@ -172,7 +175,7 @@ class Outbound(Connection):
 
     def _follow(self, decision: Decision) -> None:
         if isinstance(decision, Hbone):
-            self._tunnel_to(self._pod.routes.of(self.destination, decision))
+            self._reach(self._pod.routes.of(self.destination, decision))
         elif isinstance(decision, Passthrough | Direct):
             self._connect(decision)
         elif isinstance(decision, Refuse):
@@ -217,12 +220,49 @@ class Outbound(Connection):
             return
         self.running(PairFlow(self.context.engine, self._sock, sock, self))
 
+    def _reach(self, route: Route) -> None:
+        workload = self._workload
+        assert workload is not None
+        self._taken = route
+        if not join(self.context, self, workload, route.decision):
+            self._tunnel_to(route)
+
+    # ---- joined with a pod of this node
+
+    def joined(self, sock: socket.socket, other: Joined) -> None:
+        """The application there is connected to."""
+        context, route, info = self.context, self._taken, self._pod.info
+        assert route is not None
+        if context.local_pods.get((info.namespace, info.name)) is not self._pod:
+            context.engine.close_later(sock)
+            other.fail_record(CONNECT, "the client's pod has left the mesh")
+            self._refuse_early("the pod has left the mesh")
+            return
+        decision = route.decision
+        workload = decision.workload
+        ends = self._ends(workload, decision.service, workload.identity.uri)
+        reason = f"joined with workload {workload} of this node instead of a {decision.reason}"
+        self._open(ends, other.record.destination_address, "", reason)
+        self._other = other
+        flow = PairFlow(context.engine, self._sock, sock, BothSides(self, other))
+        self.running(flow)
+        other.running(flow)
+
+    def not_joined(self, status: int, reason: str) -> None:
+        """It was refused there, or the application cannot be reached."""
+        words = f"the destination refused the connection with status {status}"
+        if reason:
+            words += f": {reason}"
+        if status == UNAVAILABLE:
+            self._again(CONNECT, words)
+        else:
+            self._fail_tunnelled(CONNECT, words)
+
     # ---- through a tunnel
 
     def _tunnel_to(self, route: Route) -> None:
         context, workload = self.context, self._workload
         assert workload is not None
-        self._taken = route
         context.engine.expire_at(self, context.deadline(context.answer_timeout))
         self._pod.pool(workload.identity).request(route.key, self)
 
@@ -358,6 +398,9 @@ class Outbound(Connection):
         A workload that is gone is not cut here: its own proxy ends its tunnels, after what its
         termination period lets it finish, and a dead one does not answer the next PING.
         """
+        if self._other is not None:
+            self._other.rejudge(state, changes)
+            return
         route = self._taken
         if route is None or self.flow is None or self._tunnel is None or self._workload is None:
             return
@@ -393,7 +436,7 @@ class Outbound(Connection):
             context.peers.workload(source),
             context.peer(workload),
             context.peers.service(service) if service is not None else None,
-            source.identity.uri if mutual_tls else "",
+            source.identity.uri if mutual_tls or peer_identity else "",
             peer_identity,
             mutual_tls,
         )

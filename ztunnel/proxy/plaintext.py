@@ -10,6 +10,7 @@ from ztunnel.mesh.connection import ConnectionAttributes
 from ztunnel.mesh.inbound import find_source, guess_service, validate_plaintext
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
+from ztunnel.proxy.admit import admit
 from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
 from ztunnel.proxy.inbound import POLICY_CHANGED
 from ztunnel.proxy.upstream import connect_to_application
@@ -82,12 +83,7 @@ class Plaintext(Connection):
         if refusal is not None:
             self._refuse(DENY, refusal.reason)
             return
-        verdict = authorize(context.state, workload, self._attributes)
-        record.verdict = verdict.reason
-        record.policy = verdict.policy
-        if verdict.dry_run:
-            context.dry_run(verdict)
-        context.judged(verdict)
+        verdict = admit(context, record, workload, self._attributes)
         if not verdict.allowed:
             self._refuse(DENY, verdict.reason)
             return

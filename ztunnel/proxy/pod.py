@@ -29,6 +29,7 @@ from ztunnel.proxy.context import SOCKS_PORT, Context
 from ztunnel.proxy.dns import PodDns, make_resolver, search_domains
 from ztunnel.proxy.handshake import shake_hands
 from ztunnel.proxy.inbound import InboundTunnel
+from ztunnel.proxy.join import Joined
 from ztunnel.proxy.listener import Accepted, Listener
 from ztunnel.proxy.outbound import accept_outbound
 from ztunnel.proxy.plaintext import accept_plaintext
@@ -112,6 +113,7 @@ class PodProxy:
             ((b"x-forwarded-network", network.encode()),) if network else ()
         )
         self._listen(listeners)
+        context.local_pods[info.namespace, info.name] = self
 
     def __str__(self) -> str:
         return str(self.info)
@@ -411,7 +413,7 @@ class PodProxy:
                 self._leave(tunnel)
 
     def refuse_revoked(self, revocations: RevocationList) -> None:
-        """Ends tunnels whose peers' certificates have been revoked."""
+        """Ends tunnels and joined connections whose ends' certificates have been revoked."""
         for pool in self._pools.values():
             for tunnel, why in pool.revoked(revocations):
                 self._end_revoked(tunnel, why, False)
@@ -419,6 +421,9 @@ class PodProxy:
             reason = revocations.revoked(owner.peer.chain)
             if reason is not None and owner.tunnel is not None:
                 self._end_revoked(owner.tunnel, reason, True)
+        for connection in self.context.registry.of(self.uid):
+            if isinstance(connection, Joined):
+                connection.refuse_revoked(revocations)
 
     def _end_revoked(self, tunnel: Tunnel, reason: str, inbound: bool) -> None:
         words = f"connection closed: peer certificate revoked by CRL ({reason})"
@@ -471,6 +476,9 @@ class PodProxy:
 
     def close(self, reason: str) -> None:
         """Ends everything of the pod now."""
+        key = self.info.namespace, self.info.name
+        if self.context.local_pods.get(key) is self:
+            del self.context.local_pods[key]
         self._scope.cancel()
         for listener in self._listeners.values():
             listener.close()
