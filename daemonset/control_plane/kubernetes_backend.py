@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 
 import trio
 
 from daemonset.control_plane.ca.authority import Authority
+from daemonset.control_plane.ca.generations import OVERLAP
 from daemonset.control_plane.ca.issuer import AuthorityError
+from daemonset.control_plane.ca.overlap import RootOverlap
 from daemonset.control_plane.ca.root_maps import RootMaps
 from daemonset.control_plane.ca.secret_authority import SecretAuthority
 from daemonset.control_plane.ca.token_review import TokenReviewVerifier
@@ -51,6 +54,7 @@ class KubernetesBackend:
         self._client = client
         self._secrets = secrets
         self.authority = authority
+        self._overlap = RootOverlap(authority, OVERLAP)
         self._roots = authority.roots_pem
         self.source = KubernetesSource(client, pace)
         self.verifier = TokenReviewVerifier(client)
@@ -80,7 +84,7 @@ class KubernetesBackend:
         found = await self._secrets.read()
         if found is None:
             raise AuthorityError("the Secret with the authority is gone")
-        return found
+        return self._overlap.next(found, datetime.datetime.now(datetime.UTC))
 
     async def hand_out_roots(self, roots_pem: str) -> None:
         self._roots = roots_pem

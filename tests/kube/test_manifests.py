@@ -102,10 +102,10 @@ async def test_its_rights_are_enough(installed: Cluster) -> None:
         node(installed, "node-a")
         run(installed, pod("shop", "web"), "10.0.0.1")
         account(installed, "shop", "default")
-        return installed.kubeconfig_of(SYSTEM, ACCOUNT)
+        return installed.account_folder(SYSTEM, ACCOUNT)
 
-    kubeconfig = await in_thread(before)
-    async with control_plane(installed, kubeconfig=kubeconfig) as running:
+    folder = await in_thread(before)
+    async with control_plane(installed, account=folder) as running:
         assert all(not item.trouble for item in running.backend.source.reflectors.values())
         assert ("shop", "web") in running.plane.objects.pods
         assert "authorizationpolicies" not in "".join(running.backend.source.off)

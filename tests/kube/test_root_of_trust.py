@@ -109,7 +109,7 @@ async def test_a_root_is_made_once_and_handed_out_everywhere(mesh: Cluster) -> N
 async def test_of_many_that_start_at_once_one_makes_the_root(mesh: Cluster) -> None:
     found: list[str] = []
 
-    async with client_of(mesh.kubeconfig) as client:
+    async with client_of(mesh) as client:
 
         async def start() -> None:
             secrets = SecretAuthority(client, "istio-system", "cluster.local")
@@ -128,7 +128,7 @@ async def test_a_missing_secret_of_a_mesh_in_use_is_an_error_and_makes_no_new_ro
     async with control_plane(mesh) as running:
         await handed_out(mesh, running.plane.roots_pem, "shop")
     await in_thread(remove_secrets, mesh)
-    async with client_of(mesh.kubeconfig) as client:
+    async with client_of(mesh) as client:
         with pytest.raises(AuthorityError, match="restore the Secret from a backup"):
             await SecretAuthority(client, "istio-system", "cluster.local").open()
     with pytest.raises(ApiFailure) as failure:
@@ -152,10 +152,13 @@ async def test_an_authority_that_changes_is_taken_over_while_serving(mesh: Clust
     item, root = given()
     async with control_plane(mesh) as running:
         await in_thread(mesh.apply, item)
+        before = running.backend.authority
         authority = await running.backend.read_authority()
-        assert authority.roots_pem == to_pem(root)
+        # First everybody must know the new root: nothing is signed below it until then.
+        assert authority.issuer == before.issuer
+        assert authority.roots_pem == before.roots_pem + to_pem(root)
         await running.backend.hand_out_roots(authority.roots_pem)
-        await handed_out(mesh, to_pem(root), "shop", "istio-system")
+        await handed_out(mesh, authority.roots_pem, "shop", "istio-system")
 
 
 async def test_a_map_of_another_owner_is_left_alone(
@@ -224,7 +227,7 @@ def test_a_secret_that_holds_no_authority(change: dict[str, bytes], complaint: s
 
 
 async def test_one_leads_and_another_takes_over(mesh: Cluster) -> None:
-    async with client_of(mesh.kubeconfig) as client, trio.open_nursery() as nursery:
+    async with client_of(mesh) as client, trio.open_nursery() as nursery:
         elections = [
             LeaderElection(client, "ambient-system", "try", name, QUICK_LEASE) for name in "abc"
         ]
@@ -286,7 +289,7 @@ async def test_a_lease_is_not_taken_before_it_has_run_out(mesh: Cluster) -> None
         },
     }
     await in_thread(mesh.call, "POST", path, held)
-    async with client_of(mesh.kubeconfig) as client, trio.open_nursery() as nursery:
+    async with client_of(mesh) as client, trio.open_nursery() as nursery:
         election = LeaderElection(client, "ambient-system", "held", "we", QUICK_LEASE)
         started = trio.current_time()
         nursery.start_soon(election.run)

@@ -84,7 +84,7 @@ def build(
         previous = item
     if own in roots:
         return Authority(Issuer(key, (), own), tuple(dict.fromkeys(roots)))
-    if not any(_is_issued(previous, root) for root in roots):
+    if not any(is_issued(previous, root) for root in roots):
         raise AuthorityError(f"{place}: no root has issued {previous.subject.rfc4514_string()}")
     return Authority(Issuer(key, tuple(chain), own), tuple(dict.fromkeys(roots)))
 
@@ -106,12 +106,13 @@ def _check_authority(certificate: x509.Certificate, place: str, now: datetime.da
 
 
 def _check_issued(child: x509.Certificate, parent: x509.Certificate, place: str) -> None:
-    if not _is_issued(child, parent):
+    if not is_issued(child, parent):
         child_name, name = child.subject.rfc4514_string(), parent.subject.rfc4514_string()
         raise AuthorityError(f"{place}: {child_name} was not issued by {name}, which follows it")
 
 
-def _is_issued(child: x509.Certificate, parent: x509.Certificate) -> bool:
+def is_issued(child: x509.Certificate, parent: x509.Certificate) -> bool:
+    """Is the child signed by the parent's key?"""
     try:
         child.verify_directly_issued_by(parent)
     except Exception:

@@ -212,12 +212,12 @@ class Cluster:
         token: str = answer["status"]["token"]
         return token
 
-    def kubeconfig_of(self, namespace: str, account: str) -> Path:
-        """A kubeconfig with no other rights than a service account's."""
-        config = self._kubeconfig()
-        config["users"] = [{"name": "admin", "user": {"token": self.token(namespace, account)}}]
-        path = self.folder / f"{namespace}-{account}.kubeconfig"
-        path.write_text(json.dumps(config))
+    def account_folder(self, namespace: str, account: str) -> Path:
+        """What a pod of a service account finds mounted."""
+        path = self.folder / f"{namespace}-{account}"
+        path.mkdir(mode=0o700, exist_ok=True)
+        shutil.copy(self.ca_file, path / "ca.crt")
+        (path / "token").write_text(self.token(namespace, account))
         return path
 
     def path(self, item: Json) -> str:

@@ -14,7 +14,7 @@ from daemonset.control_plane.kubernetes_backend import KubernetesBackend, Replic
 from daemonset.control_plane.server import ControlPlane, Ports
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.kube.client import KubeClient
-from daemonset.kube.config import from_kubeconfig
+from daemonset.kube.config import from_kubeconfig, in_pod
 from daemonset.kube.lease import LeaseTimes
 from daemonset.kube.reflector import Pace
 from tests.support.kube.cluster import Cluster
@@ -35,9 +35,18 @@ class Running:
 
 
 @asynccontextmanager
-async def client_of(kubeconfig: Path) -> AsyncIterator[KubeClient]:
-    """A client with the rights of a kubeconfig."""
-    client = KubeClient(from_kubeconfig(str(kubeconfig), None))
+async def client_of(cluster: Cluster, account: Path | None = None) -> AsyncIterator[KubeClient]:
+    """A client with all rights, or with those of a pod that finds ``account`` mounted."""
+    environment = {
+        "KUBERNETES_SERVICE_HOST": "127.0.0.1",
+        "KUBERNETES_SERVICE_PORT": str(cluster.port),
+    }
+    config = (
+        in_pod(environment, account)
+        if account is not None
+        else from_kubeconfig(str(cluster.kubeconfig), None)
+    )
+    client = KubeClient(config)
     try:
         yield client
     finally:
@@ -50,15 +59,15 @@ async def control_plane(
     cluster: Cluster,
     name: str = "replica-1",
     settings: MeshSettings = SETTINGS,
-    kubeconfig: Path | None = None,
+    account: Path | None = None,
 ) -> AsyncIterator[Running]:
-    """One replica, on free ports, with all rights or those of a kubeconfig. The namespaces
+    """One replica, on free ports, with all rights or those of ``account``. The namespaces
     istio-system and ambient-system must exist."""
     config = ServingConfig(
         settings=settings, xds_port=None, tls_port=0, status_port=0, agents_report=True
     )
     async with (
-        client_of(kubeconfig or cluster.kubeconfig) as client,
+        client_of(cluster, account) as client,
         trio.open_nursery() as nursery,
     ):
         with trio.fail_after(PATIENCE):
