@@ -45,6 +45,10 @@ class HandMade:
         """All that were ever opened to it, in order."""
         return self.server.tunnels
 
+    def renamed(self, account: str) -> Workload:
+        """The workload under another service account, which it cannot prove to have."""
+        return dataclasses.replace(self.workload, service_account=account)
+
     async def dial(self, port: int = 80) -> trio.SocketStream:
         """The client pod connects to it."""
         return await self.pair.dial(port, self.workload.addresses[0])

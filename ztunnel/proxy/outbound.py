@@ -381,7 +381,8 @@ class Outbound(Connection):
             if tunnel is not None:
                 route.identity, route.ends = identity, ends
         self._open(ends, decision.next_hop, decision.authority, decision.reason)
-        if decision.via is Via.GATEWAY and baggage and peer is not None:
+        believed = self.context.config.tunnel.response_baggage
+        if decision.via is Via.GATEWAY and baggage and peer is not None and believed:
             # Who answered is known only from the other network's own words.
             self._pod.describe_far_end(self.record, baggage, peer.identity)
 

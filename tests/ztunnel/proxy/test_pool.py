@@ -324,3 +324,19 @@ async def test_a_pod_that_leaves_ends_what_is_being_connected(pair: Pair) -> Non
                 assert await ends(waiting)
     assert "the pod left the mesh" in await pair.mesh.line('direction="outbound"', "error=")
     assert nothing_is_left(pair)
+
+
+async def test_a_tunnel_whose_key_has_had_its_time_takes_no_new_streams(pair: Pair) -> None:
+    async with hand_made(pair) as peer:
+        old = await peer.dial()
+        await ask(old)
+        [pool] = pair.mesh.pods["client"]._pools.values()
+        [pooled] = pool._all
+        assert pooled.tunnel is not None
+        pooled.tunnel.session.exhausted = True
+        assert await ask(await peer.dial()) == b"hello"
+        assert len(peer.tunnels) == 2
+        pair.mesh.pods["client"].tick(time.monotonic())
+        assert await ask(old) == b"hello"
+        await old.aclose()
+        await until(lambda: peer.tunnels[0].lost == "close_notify")
