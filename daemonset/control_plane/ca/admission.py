@@ -42,15 +42,17 @@ class Admission:
         """The identity to sign.
 
         Args:
-            impersonated: a SPIFFE URI, or "" where the caller asks for its own.
+            impersonated: a SPIFFE URI, or "" where the caller asks for its own (which it may
+                also ask for by name: a node's proxy does, for its own ports).
 
         Raises:
             RefusedError: saying why.
         """
-        if not impersonated:
+        own = Identity(self.trust_domain, caller.namespace, caller.service_account)
+        if impersonated in ("", own.uri):
             if caller.pod:
                 self._node_of(caller, directory)
-            return Identity(self.trust_domain, caller.namespace, caller.service_account)
+            return own
         account = f"{caller.namespace}/{caller.service_account}"
         if account not in self.node_proxies:
             raise RefusedError(f"{account} is not a node proxy and may ask for its own only")

@@ -149,6 +149,27 @@ async def test_a_host_network_workload_owns_no_address(pair: Pair) -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("port", [15001, 15006])
+@pytest.mark.parametrize("own", [False, True], ids=["loopback", "own address"])
+async def test_a_pod_that_calls_its_own_proxy_is_told_so(
+    pair: Pair, version: int, port: int, own: bool
+) -> None:
+    """It would go round and round for ever."""
+    loopback = "127.0.0.1" if version == 4 else "::1"
+    pair.mesh.apply(
+        dataclasses.replace(
+            pair.client, addresses=(pair.room.ip("client"), pair.room.ip("client", 6))
+        )
+    )
+    stream = await pair.dial(port, pair.room.ip("client", version) if own else loopback)
+    assert await ends(stream)
+    line = await pair.mesh.line("attempted recursive call to ourselves", f"port {port}")
+    assert 'response_flags="' in line
+    # Nothing goes on behind it.
+    assert len(pair.mesh.context.registry) == 0
+
+
 # -- on demand ---
 
 

@@ -9,10 +9,12 @@ import trio
 
 from tests.support.pair import ECHO, Pair
 from tests.support.proxies import NAMESPACE, service
-from tests.support.sockets import connect
+from tests.support.sockets import connect, receive_all
 from tests.support.tunnel import ClientTunnel, Flow, Refused, client_on
 from ztunnel.hbone.baggage import Baggage, format_baggage
+from ztunnel.hbone.proxy_protocol import parse_proxy_header
 from ztunnel.mesh.identity import Identity
+from ztunnel.mesh.workload import ApplicationTunnel, ApplicationTunnelProtocol
 from ztunnel.tls.spiffe import ServerMustBe
 
 pytestmark = pytest.mark.root
@@ -154,3 +156,39 @@ async def test_a_client_that_loses_interest_before_it_is_answered_leaves_a_line(
         for filler in fillers:
             filler.socket.close()
     assert len(pair.mesh.context.registry) == 0
+
+
+@pytest.mark.parametrize("loopback", [True, False], ids=["loopback", "own address"])
+async def test_an_application_tunnel_hands_on_who_calls_in_a_proxy_header(
+    pair: Pair, loopback: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As to a waypoint behind this proxy: any address is taken, and the header says which."""
+    tunnel_config = pair.mesh.context.config.tunnel
+    changed = dataclasses.replace(
+        pair.mesh.context.config,
+        tunnel=dataclasses.replace(tunnel_config, localhost_app_tunnel=loopback),
+    )
+    monkeypatch.setattr(pair.mesh.context, "config", changed)
+    proxied = ApplicationTunnel(ApplicationTunnelProtocol.PROXY, 15088)
+    pair.mesh.apply(dataclasses.replace(pair.server, application_tunnel=proxied))
+    listener = pair.listen(15088)
+    async with tunnel_to(pair) as tunnel:
+        ours = tunnel.transport.socket.getsockname()[0]
+        flow = await tunnel.connect("10.96.0.99:80")
+        accepted = await pair.accept(listener)
+        seen = accepted.socket.getpeername()[0]
+        assert seen == ("127.0.0.1" if loopback else ours)
+        await flow.write(b"payload", end=True)
+        with trio.fail_after(5):
+            data = await receive_all(accepted)
+        parsed = parse_proxy_header(data)
+        assert parsed is not None
+        header, length = parsed
+        assert header.source is not None
+        assert header.source[0] == ours
+        assert header.destination == ("10.96.0.99", 80)
+        assert header.identity == CALLER.uri
+        assert data[length:] == b"payload"
+        await accepted.aclose()
+    line = await pair.mesh.line('direction="inbound"', "bytes_recv=7")
+    assert "handed on with a PROXY header" in line

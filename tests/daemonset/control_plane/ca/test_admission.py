@@ -63,6 +63,14 @@ def test_everybody_may_have_their_own() -> None:
     assert ADMISSION.identity(caller, "", DIRECTORY).uri == uri("web")
 
 
+@pytest.mark.parametrize("caller", [IN_POD, ON_NODE])
+def test_a_node_proxy_may_have_its_own_by_name(caller: Caller) -> None:
+    """Though its pod need not be in the mesh."""
+    own = uri("ztunnel", namespace="istio-system")
+    outside = Directory(DIRECTORY.pods, lambda pod: False)
+    assert ADMISSION.identity(caller, own, outside).uri == own
+
+
 @pytest.mark.parametrize(
     ("caller", "identity", "reason"),
     [

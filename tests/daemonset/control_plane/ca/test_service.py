@@ -174,7 +174,10 @@ def forged() -> str:
             "no pod of shop/db lives on node-a",
         ),
         (
-            {"subject": TokenSubject("shop", "web", node="node-a")},
+            {
+                "subject": TokenSubject("shop", "web", node="node-a"),
+                "impersonated": "spiffe://cluster.local/ns/shop/sa/db",
+            },
             grpc.StatusCode.PERMISSION_DENIED,
             "shop/web is not a node proxy",
         ),
