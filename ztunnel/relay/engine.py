@@ -11,7 +11,9 @@ milliseconds; when a millisecond passes in silence, it waits in trio.
 
 Before a round writes to its tunnels it looks for ready descriptors again: what
 became ready meanwhile shares a TLS record and a `send` with the rest, and the
-`send` is the dear part (the kernel runs the receiver's side of it as well).
+`send` is the dear part (the kernel runs the receiver's side of it as well). A
+connection that is alone is not made to wait for that: after some rounds with
+one event each, rounds look only once.
 
 Whatever must wait for something other than bytes of a running flow (a
 handshake, a certificate, a name) is a trio task. Such a task waits for
@@ -46,6 +48,7 @@ CHECKPOINT_EVERY: Final = 0.003  # seconds that trio's other tasks wait at most 
 EVENTS_PER_ROUND: Final = 512
 
 LOOKS: Final = 3  # times a round looks for ready descriptors before it writes to its tunnels
+COMPANY: Final = 8  # rounds with one event each after which a round looks only once
 _SWEEP: Final = 0.25  # seconds
 
 READ: Final = select.EPOLLIN | select.EPOLLRDHUP
@@ -145,6 +148,7 @@ class Engine:
         self.paths = KernelPaths()
         self.in_round = False
         self.crowd = 0  # descriptors that were ready together
+        self._company = 0  # rounds until nothing but one descriptor at a time is expected
         self.woken = False
         self.rounds = 0
         self.busy = 0.0  # seconds spent in rounds
@@ -289,6 +293,8 @@ class Engine:
                     log.exception("something put off to this round failed")
         for looks_left in range(LOOKS - 1, -1, -1):
             self.crowd = len(events)
+            if self.crowd > 1 or looks_left < LOOKS - 1:
+                self._company = COMPANY
             for fd, mask in events:
                 handler = handlers.get(fd)
                 if handler is not None:
@@ -296,11 +302,12 @@ class Engine:
                         handler.ready(mask)
                     except Exception as error:
                         self._failed(handler, error)
-            if not looks_left or not self._dirty:
+            if not looks_left or not self._dirty or not self._company:
                 break
             events = self._epoll.poll(0, EVENTS_PER_ROUND)
             if not events:
                 break
+        self._company = max(self._company - 1, 0)
         self._end_of_round()
         if self._later:
             self._wake.set()  # what was asked for before the wake was served would wait for ever

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from ztunnel.relay.engine import Engine
+from ztunnel.relay.engine import COMPANY, Engine
 
 
 @pytest.fixture
@@ -202,3 +202,58 @@ async def test_a_socket_of_our_own_is_gone_with_its_round(engine: Engine) -> Non
         far.close()
         assert recorder.data == b""
     engine.close_own(near)  # closed already
+
+
+class Chain:
+    """Passes a byte on to the next one, and notes in which round it got it."""
+
+    def __init__(self, engine: Engine, following: "Chain | None" = None) -> None:
+        self.engine = engine
+        self.near, self.far = socket.socketpair()
+        self.near.setblocking(False)
+        self.following = following
+        self.round = 0
+        self.arrived = trio.Event()
+        engine.register(self.near.fileno(), self, select.EPOLLIN)
+
+    def ready(self, events: int) -> None:
+        self.near.recv(1)
+        self.round = self.engine.rounds
+        self.engine.dirty(self)
+        if self.following is not None:
+            self.following.far.send(b"x")
+        self.arrived.set()
+
+    def flush(self) -> None:
+        """Nothing to write; a round only looks again where there is."""
+
+    def failed(self, error: BaseException) -> None:
+        raise error
+
+    def close(self) -> None:
+        self.engine.close_own(self.near)
+        self.far.close()
+
+
+async def test_who_is_alone_is_not_made_to_wait_for_others(engine: Engine) -> None:
+    last = Chain(engine)
+    first = Chain(engine, last)
+    other = Chain(engine)
+
+    async def pass_on(*starts: Chain) -> int:
+        """How many rounds later it came to the last one."""
+        last.arrived = trio.Event()
+        for start in starts:  # without a checkpoint between: one round serves them all
+            start.far.send(b"x")
+        with trio.fail_after(5):
+            await last.arrived.wait()
+        return last.round - first.round
+
+    assert await pass_on(first, other) == 0
+    assert await pass_on(first) == 0
+    for _ in range(COMPANY + 1):
+        await pass_on(last)
+    assert await pass_on(first) == 1
+    assert await pass_on(first, other) == 0
+    for chain in (first, last, other):
+        chain.close()
