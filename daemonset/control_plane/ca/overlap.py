@@ -47,6 +47,11 @@ class RootOverlap:
         self._last_seen.update(dict.fromkeys(signing, now))
         kept = [root for root, seen in self._last_seen.items() if now - seen < self._overlap]
         self._last_seen = {root: self._last_seen[root] for root in kept}
+        # One that comes back after it was gone is as new to workloads as any other.
+        self._first_seen = {
+            root: self._first_seen[root] for root in kept if root in self._first_seen
+        }
+        self._trusted.intersection_update(kept)
         # The signer's root first: clients that read only one read that.
         roots = dict.fromkeys([*signing, *(root for root in found.roots if root in kept), *kept])
         self._current = Authority(issuer, tuple(roots))

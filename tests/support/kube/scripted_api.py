@@ -20,7 +20,7 @@ class Exchange:
     """One request, and the way to answer it."""
 
     def __init__(self, stream: trio.abc.Stream, method: str, target: str) -> None:
-        self._stream = stream
+        self.stream = stream
         self.method = method
         url = urlsplit(target)
         self.path = url.path
@@ -37,31 +37,33 @@ class Exchange:
             f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n{headers}"
             f"Content-Length: {len(data)}\r\n\r\n"
         )
-        await self._stream.send_all(head.encode() + data)
+        await self.stream.send_all(head.encode() + data)
 
     async def events(self, *events: Any, pieces: int = 0, end: bool = False) -> None:
         """A watch's answer, in chunks; ``pieces``: of how many bytes, 0 for one per event."""
-        await self._stream.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await self.stream.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         data = b"".join(json.dumps(event).encode() + b"\n" for event in events)
         step = pieces or max(len(data), 1)
         for at in range(0, len(data), step):
             await self.raw(data[at : at + step])
         if end:
-            await self._stream.send_all(b"0\r\n\r\n")
+            await self.stream.send_all(b"0\r\n\r\n")
 
     async def raw(self, chunk: bytes) -> None:
-        await self._stream.send_all(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+        await self.stream.send_all(b"%x\r\n%s\r\n" % (len(chunk), chunk))
 
     async def reset(self) -> None:
         """End the connection without an answer."""
-        await self._stream.aclose()
+        await self.stream.aclose()
 
 
 Script = Callable[[Exchange], Awaitable[None]]
 
 
 @asynccontextmanager
-async def scripted_api(script: Script) -> AsyncIterator[KubeClient]:
+async def scripted_api(
+    script: Script, authorization: Callable[[], str] = lambda: ""
+) -> AsyncIterator[KubeClient]:
     """A client of a server on loopback that answers each request by ``script``."""
 
     async def serve(stream: trio.SocketStream) -> None:
@@ -89,7 +91,7 @@ async def scripted_api(script: Script) -> AsyncIterator[KubeClient]:
 
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     host, port = listener.socket.getsockname()[:2]
-    client = KubeClient(KubeConfig(host, port, None, "", lambda: ""))
+    client = KubeClient(KubeConfig(host, port, None, "", authorization))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, serve, [listener])
         try:

@@ -76,6 +76,16 @@ def test_a_change_that_is_taken_back_leaves_things_as_they_were() -> None:
     assert overlap.next(OLD, START + 60 * HOUR) == OLD
 
 
+def test_a_root_that_comes_back_much_later_is_new_to_everybody() -> None:
+    overlap = RootOverlap(OLD, OVERLAP)
+    overlap.next(NEW, START)
+    overlap.next(OLD, START + HOUR)
+    assert overlap.next(OLD, START + 100 * HOUR) == OLD
+    now = overlap.next(NEW, START + 101 * HOUR)
+    assert now.issuer == OLD.issuer
+    assert now.roots == (OLD_ROOT, NEW_ROOT)
+
+
 def test_which_roots_an_authority_stands_below() -> None:
     assert roots_of(make("own", OLD_ROOT))[0] != OLD_ROOT
     key, root = new_root("alone", START)
