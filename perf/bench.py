@@ -11,7 +11,7 @@ from typing import Any
 
 from perf.build import Tools
 from perf.processes import with_descendants
-from perf.works import ECHO_PORT, SINK_PORT, SOURCE_PORT, Work
+from perf.works import BULK, ECHO_PORT, SINK_PORT, SOURCE_PORT, Work
 from ztunnel.linux.netns import NetworkNamespace, set_sysctl
 
 CLIENT, SERVER = "client", "server"
@@ -52,6 +52,25 @@ class Bench:
 
     def run(self, work: Work, pids: list[int], seconds: float, warm_up: float) -> dict[str, Any]:
         """One work; gives what tcpload printed. Raises LoadError when nothing worked."""
+        if not work.beside_bulk:
+            return self._run(work, pids, seconds, warm_up)
+        with self._bulk(_EXTRA_SECONDS + seconds + warm_up):
+            return self._run(work, pids, seconds, warm_up)
+
+    @contextmanager
+    def _bulk(self, seconds: float) -> Iterator[None]:
+        """One stream is uploaded for as long as the block lasts."""
+        command = [str(self._tools.tcpload), *BULK.arguments(seconds, 0)]
+        command.append(f"{self.server_ip}:{BULK.port}")
+        with self.client.enter():
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        with process, contextlib.ExitStack() as stack:
+            stack.callback(process.kill)
+            yield
+            if process.poll() is not None:
+                raise LoadError(f"the upload beside it ended with {process.returncode}")
+
+    def _run(self, work: Work, pids: list[int], seconds: float, warm_up: float) -> dict[str, Any]:
         command = [str(self._tools.tcpload), *work.arguments(seconds, warm_up)]
         for pid in with_descendants(pids):
             command += ["-p", str(pid)]

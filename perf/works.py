@@ -40,7 +40,11 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One measurement: `mode`, `connections` and `size` are tcpload's."""
+    """One measurement: `mode`, `connections` and `size` are tcpload's.
+
+    With `beside_bulk` one stream is uploaded all the while, through the same proxies and so
+    through the same tunnel. Their processor time is then that of both, and is left out.
+    """
 
     name: str
     title: str
@@ -49,6 +53,7 @@ class Work:
     connections: int
     port: int = ECHO_PORT
     size: int | None = None
+    beside_bulk: bool = False
 
     def arguments(self, seconds: float, warm_up: float) -> list[str]:
         """tcpload's options for this work."""
@@ -73,11 +78,15 @@ class Work:
                 return Figures(amount * 8 / seconds / 1e9, cpu, None, None, failures)
             case Kind.MESSAGES:
                 amount = report["operations"]
+                if self.beside_bulk:
+                    spent = None
                 cpu = None if spent is None or not amount else spent * 1e6 / amount
                 latency = report.get("latency_us", {})
                 p50, p99 = latency.get("p50"), latency.get("p99")
                 return Figures(amount / seconds, cpu, p50, p99, failures)
 
+
+BULK = Work("bulk", "the upload beside others", Kind.STREAM, "up", 1, SINK_PORT)
 
 WORKS = (
     # First, in processes that have just started: what was used before would hide what it takes.
@@ -89,6 +98,14 @@ WORKS = (
     Work("ping-1", "1 B there and back, c=1", Kind.MESSAGES, "pingpong", 1),
     Work("ping-16", "1 B there and back, c=16", Kind.MESSAGES, "pingpong", 16),
     Work("ping-64", "1 B there and back, c=64", Kind.MESSAGES, "pingpong", 64),
+    Work(
+        "ping-64-bulk",
+        "1 B there and back, c=64, beside one upload",
+        Kind.MESSAGES,
+        "pingpong",
+        64,
+        beside_bulk=True,
+    ),
     Work("ping-16-1k", "1 KiB there and back, c=16", Kind.MESSAGES, "pingpong", 16, size=1024),
     Work("connect-1", "new connection each, c=1", Kind.MESSAGES, "connect", 1),
     Work("connect-64", "new connection each, c=64", Kind.MESSAGES, "connect", 64),

@@ -35,6 +35,13 @@ def test_messages_are_read_by_second_and_microseconds_each() -> None:
     assert BY_NAME["ping-16"].figures(report) == Figures(50_000.0, 30.0, 10.0, 20.0, 2)
 
 
+def test_what_another_load_costs_is_not_counted_for_messages_beside_it() -> None:
+    report = printed(operations=100_000)
+    assert BY_NAME["ping-64"].figures(report).cpu == 30.0
+    assert BY_NAME["ping-64-bulk"].figures(report).cpu is None
+    assert BY_NAME["ping-64-bulk"].figures(report).rate == 50_000.0
+
+
 def test_nothing_done_costs_nothing_known() -> None:
     assert BY_NAME["ping-16"].figures(printed(operations=0)).cpu is None
     assert BY_NAME["up-1"].figures(printed(bytes=0)).cpu is None
