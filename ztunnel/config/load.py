@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,6 +86,12 @@ def load_with(
     )
     _refuse_what_cannot_apply(reader)
     reader.reject_unknown()
+    if not config.sockets.port_reuse and config.workers > 1:
+        config = dataclasses.replace(config, workers=1)
+        if "ZTUNNEL_WORKER_THREADS" in environment:
+            reader.problems.append(
+                "INPOD_PORT_REUSE=false lets one worker listen: set ZTUNNEL_WORKER_THREADS=1"
+            )
     return reader, config
 
 

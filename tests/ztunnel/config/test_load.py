@@ -233,3 +233,11 @@ def test_the_table_names_every_variable_once_with_its_default() -> None:
 def test_log_filter_is_checked_at_start() -> None:
     assert problems({"RUST_LOG": "info,access=loud"})[0].startswith('RUST_LOG="info,access=loud"')
     assert read({"RUST_LOG": "info,ztunnel::proxy=debug,access=off"}).telemetry.log_filter
+
+
+def test_without_shared_ports_there_is_one_worker() -> None:
+    assert read({"INPOD_PORT_REUSE": "false"}).workers == 1
+    assert problems({"INPOD_PORT_REUSE": "false", "ZTUNNEL_WORKER_THREADS": "2"}) == [
+        "INPOD_PORT_REUSE=false lets one worker listen: set ZTUNNEL_WORKER_THREADS=1"
+    ]
+    assert read({"INPOD_PORT_REUSE": "false", "ZTUNNEL_WORKER_THREADS": "1"}).workers == 1

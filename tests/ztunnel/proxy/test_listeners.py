@@ -11,6 +11,7 @@ from tests.support.lab import Lab, lab
 from tests.support.pair import ECHO, Pair
 from tests.support.proxies import Proxies, proxies
 from tests.support.sockets import listen, receive_exactly, serve_echo
+from ztunnel.linux.netns import set_sysctl
 from ztunnel.linux.sockets import IP_TRANSPARENT, SO_MARK
 from ztunnel.proxy.pod import PodInfo, PodProxy
 
@@ -164,3 +165,48 @@ async def test_a_taken_dns_port_is_named() -> None:
                     mesh.enroll("client")
             mesh.enroll("client")
             assert set(mesh.pods["client"].sockets()) == set(PORTS | DNS)
+
+
+async def test_dns_can_listen_elsewhere() -> None:
+    with lab(nodes=1, pods={"client": 1}) as room:
+        settings = {
+            "ISTIO_META_DNS_CAPTURE": "true",
+            "ISTIO_META_DNS_PROXY_ADDR": "127.0.0.1:15153",
+        }
+        async with proxies(room, **settings) as mesh:
+            mesh.enroll("client")
+            found = {
+                kind: sock.getsockname()
+                for kind, sock in mesh.pods["client"].sockets().items()
+                if kind.startswith("dns")
+            }
+            where = ("127.0.0.1", 15153)
+            assert found == {"dns-udp-127.0.0.1": where, "dns-tcp-127.0.0.1": where}
+
+
+async def test_a_pod_without_ipv6_is_served_all_the_same() -> None:
+    with lab(nodes=1, pods={"client": 1}, ipv6=False) as room:
+        async with proxies(room, ISTIO_META_DNS_CAPTURE="true") as mesh:
+            with room.pod("client").network.enter():
+                set_sysctl("net.ipv6.conf.all.disable_ipv6", 1)
+            mesh.enroll("client")
+            kinds = set(mesh.pods["client"].sockets())
+            assert kinds == {*PORTS, "dns-udp-127.0.0.1", "dns-tcp-127.0.0.1"}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_connections_are_kept_alive_as_configured(enabled: bool) -> None:
+    """Of each accepted connection, which inherits it; tunnels have PING instead."""
+    settings = {"KEEPALIVE_TIME": "77s", "KEEPALIVE_INTERVAL": "7s", "KEEPALIVE_RETRIES": "3"}
+    with lab(nodes=1, pods={"client": 1}) as room:
+        switch = {"KEEPALIVE_ENABLED": str(enabled).lower()}
+        async with proxies(room, **settings, **switch) as mesh:
+            mesh.enroll("client")
+            for kind, sock in mesh.pods["client"].sockets().items():
+                wanted = enabled and kind != "hbone"
+                assert bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) is wanted
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+                if wanted:
+                    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+                    found = [sock.getsockopt(socket.IPPROTO_TCP, option) for option in options]
+                    assert found == [77, 7, 3]
