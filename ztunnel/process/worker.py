@@ -249,6 +249,8 @@ class Worker:
             self._certificates.failed(*values)
         elif kind == messages.CERTIFICATE_WITHDRAWN:
             self._certificates.withdrawn(*values)
+            for pod in self._pods.values():
+                pod.certificate_withdrawn(values[0])
         elif kind == messages.CERTIFICATE_FORGOTTEN:
             self._certificates.forgotten(*values)
         elif kind == messages.REVOCATIONS:

@@ -412,6 +412,20 @@ class PodProxy:
                 owner.leaving = True
                 self._leave(tunnel)
 
+    def certificate_withdrawn(self, uri: str) -> None:
+        """The certificate of that identity expired or was revoked, and there is no other: tunnels
+        that were made with it take no new connections."""
+        for identity, pool in self._pools.items():
+            if identity.uri == uri:
+                pool.retire()
+        workload = self.workload()
+        if workload is None or workload.identity.uri != uri:
+            return
+        for owner in self._tunnels:
+            if owner.tunnel is not None and not owner.leaving:
+                owner.leaving = True
+                self._leave(owner.tunnel)
+
     def refuse_revoked(self, revocations: RevocationList) -> None:
         """Ends tunnels and joined connections whose ends' certificates have been revoked."""
         for pool in self._pools.values():

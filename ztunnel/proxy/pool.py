@@ -457,6 +457,11 @@ class Pool:
                 self.forget(pooled)
                 tunnel.finish_streams()
 
+    def retire(self) -> None:
+        """No new streams on any tunnel that there is; those that are open go on."""
+        for pooled in self._all:
+            pooled.expires = 0.0
+
     def revoked(self, revocations: RevocationList) -> list[tuple[Tunnel, str]]:
         """Tunnels to peers whose certificates have been revoked, each with the reason."""
         found = []

@@ -205,6 +205,30 @@ async def test_a_workload_that_becomes_somebody_else_is_cut(pair: Pair) -> None:
         assert await ends(await peer.dial())
 
 
+@pytest.mark.parametrize("whose", ["client", "server"])
+async def test_a_withdrawn_certificate_of_ours_serves_nobody_new(pair: Pair, whose: str) -> None:
+    identity = (pair.client if whose == "client" else pair.server).identity
+    live = await pair.dial()
+    await ask(live)
+    # As a worker does it when the control process says so.
+    pair.mesh.certificates.withdrawn(identity.uri, "it was revoked")
+    for pod in pair.mesh.pods.values():
+        pod.certificate_withdrawn(identity.uri)
+    if whose == "server":
+        [pool] = pair.mesh.pods["client"]._pools.values()
+        await until(lambda: not pool._tunnels)  # it has heard of it
+    assert await ends(await pair.dial())
+    if whose == "client":
+        line = await pair.mesh.line('direction="outbound"', "error=")
+        assert f"no certificate for {identity.uri}: it was revoked" in line
+    else:
+        line = await pair.mesh.line("connection failed")
+        assert f"no certificate for {identity.uri}: it was revoked" in line
+    assert await ask(live) == b"hello"
+    renewed(pair, identity)
+    assert await ask(await pair.dial()) == b"hello"
+
+
 async def test_what_was_forgotten_is_asked_for_again() -> None:
     asked: list[str] = []
 
