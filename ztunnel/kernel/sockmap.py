@@ -108,12 +108,17 @@ class Sockmap:
         self._free = list(range(count))
         self._legs: dict[int, Leg] = {}
 
+    @property
+    def full(self) -> bool:
+        """Whether no other pair can be joined now."""
+        return len(self._free) < 2
+
     def join(self, one: socket.socket, other: socket.socket) -> tuple[Leg, Leg] | None:
         """Puts two connected sockets into the map; None when it is full. Raises OSError.
 
         Nothing is redirected yet: everything passes until a leg is granted credit.
         """
-        if len(self._free) < 2:
+        if self.full:
             return None
         pair = self._leg(one), self._leg(other)
         try:

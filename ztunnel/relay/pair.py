@@ -31,6 +31,7 @@ MESSAGE: Final = 1 << 14  # a read of fewer bytes is a small message
 JOIN_AFTER: Final = 24  # small messages, both directions together
 CROWD: Final = 4  # flows in one round; with more of them a message does not count for that
 
+_NEVER: Final = -(1 << 62)
 _ABORT: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
 _NO_SPLICE: Final = (errno.EINVAL, errno.ENOSYS, errno.EPERM)
 
@@ -317,7 +318,7 @@ class PairFlow:
     def _join(self) -> None:
         client, server = self.client, self.server
         sockmap = self._paths.sockmap
-        if sockmap is None or self.closed or client.ended or server.ended:
+        if sockmap is None or sockmap.full or self.closed or client.ended or server.ended:
             return
         if client.pending or server.pending:
             return
@@ -326,6 +327,7 @@ class PairFlow:
         except OSError as error:
             # A socket of a kind that cannot be joined, or one that broke just now.
             log.debug("a flow stays on the copy path: %s", error)
+            self._messages = _NEVER
             return
         if self.joint is not None:
             self.path = "sockmap"

@@ -239,6 +239,27 @@ async def test_a_reset_is_passed_on_from_every_path(room: Room, kind: str, first
     assert ends.outcome.error is not None
 
 
+async def test_a_socket_that_cannot_be_joined_stays_where_it_is(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def refused(*_: object) -> None:
+        tries.append(1)
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    sockmap = room.engine.paths.sockmap
+    assert sockmap is not None
+    monkeypatch.setattr(sockmap, "join", refused)
+    ends = room.flow()
+    with trio.fail_after(20):
+        for _ in range(3):
+            await ends.traffic("sockmap", random.Random(1))
+        assert ends.flow.path == "copy"
+        await ends.finish(ends.client)
+    assert tries == [1]  # once is enough
+
+
 async def test_pipes_are_shared_and_stuck_flows_leave_some_to_others(room: Room) -> None:
     """More stuck flows than pipes: the rest go on through user space."""
     flows = [room.flow() for _ in range(6)]
