@@ -97,7 +97,10 @@ class KubeClient:
             if config.tls is None:
                 return HttpConnection(stream)
             secure = trio.SSLStream(
-                stream, config.tls, server_hostname=config.host, https_compatible=True
+                stream,
+                config.tls,
+                server_hostname=config.tls_name or config.host,
+                https_compatible=True,
             )
             try:
                 await secure.do_handshake()
@@ -176,6 +179,13 @@ class JsonStream:
         self._searched = 0
 
     async def __aenter__(self) -> JsonStream:
+        with trio.move_on_after(CALL_SECONDS):
+            await self._open()
+        if self._connection is None:
+            raise ApiUnavailableError(f"no watch from {self._client} in {CALL_SECONDS:.0f} s")
+        return self
+
+    async def _open(self) -> None:
         connection = await self._client.connect()
         try:
             head = await self._client.send(connection, "GET", self._target, {}, b"")
@@ -189,7 +199,6 @@ class JsonStream:
             await connection.aclose()
             raise
         self._connection = connection
-        return self
 
     async def __aexit__(
         self,

@@ -24,6 +24,7 @@ class KubeConfig:
         tls: None for plain HTTP (a proxy on this machine).
         prefix: a path before all paths.
         authorization: the value of that header, asked for with every request, "" for none.
+        tls_name: what its certificate must be good for, where that is not ``host``.
     """
 
     host: str
@@ -31,6 +32,7 @@ class KubeConfig:
     tls: ssl.SSLContext | None
     prefix: str
     authorization: Callable[[], str]
+    tls_name: str = ""
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
@@ -108,4 +110,5 @@ def from_kubeconfig(files: str | None, context: str | None) -> KubeConfig:
         return str(found["value"]) if found else ""
 
     port = url.port or (443 if tls is not None else 80)
-    return KubeConfig(url.hostname, port, tls, url.path.rstrip("/"), authorization)
+    tls_name = configuration.tls_server_name or ""
+    return KubeConfig(url.hostname, port, tls, url.path.rstrip("/"), authorization, tls_name)

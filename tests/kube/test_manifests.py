@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,9 @@ ACCOUNT = "ambient-control-plane"
 SYSTEM = "ambient-system"
 BASE = read_base(MANIFESTS / "base")
 LASTING = read_base(MANIFESTS / "lasting")
+HIGH_AVAILABILITY = [
+    item for item in read_base(MANIFESTS / "high-availability") if item not in BASE
+]
 in_thread = trio.to_thread.run_sync
 
 
@@ -41,7 +45,9 @@ def installed(cluster: Cluster) -> Cluster:
 
 
 @pytest.mark.parametrize(
-    "item", [*LASTING, *BASE], ids=lambda item: f"{item['kind']}-{item['metadata']['name']}"
+    "item",
+    [*LASTING, *BASE, *HIGH_AVAILABILITY],
+    ids=lambda item: f"{item['kind']}-{item['metadata']['name']}",
 )
 def test_the_api_server_takes_all_of_its_fields(installed: Cluster, item: Json) -> None:
     path = installed.path(item)
@@ -50,6 +56,14 @@ def test_the_api_server_takes_all_of_its_fields(installed: Cluster, item: Json) 
         "PATCH", f"{path}?{query}", item, content_type="application/apply-patch+yaml"
     )
     assert kept["metadata"]["name"] == item["metadata"]["name"]
+
+
+def test_high_availability_is_the_base_with_more_replicas_and_a_budget() -> None:
+    assert {item["kind"] for item in HIGH_AVAILABILITY} == {"Deployment", "PodDisruptionBudget"}
+    [deployment] = [item for item in HIGH_AVAILABILITY if item["kind"] == "Deployment"]
+    assert deployment["spec"]["replicas"] == 2
+    [base] = [item for item in BASE if item["kind"] == "Deployment"]
+    assert {**deployment["spec"], "replicas": 1} == base["spec"]
 
 
 def test_no_base_has_definitions_beside_their_objects() -> None:
@@ -94,6 +108,12 @@ def test_definitions_of_another_owner_are_not_written_over(installed: Cluster) -
     assert installed.call("GET", path)["spec"]["names"]["shortNames"] == ["we", "other"]
 
 
+def read(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+        data: bytes = answer.read()
+        return data
+
+
 async def test_its_rights_are_enough(installed: Cluster) -> None:
     """The control plane with no other rights than its service account's."""
 
@@ -119,6 +139,9 @@ async def test_its_rights_are_enough(installed: Cluster) -> None:
                     await trio.sleep(0.05)
         assert found["data"]["root-cert.pem"] == running.plane.roots_pem
         assert running.backend.election.is_leader
+        url = f"http://127.0.0.1:{running.ports.status}/debug/findings"
+        off = json.loads(await in_thread(read, url))["off"]
+        assert [text.partition(".")[0] for text in off] == ["gateways", "gatewayclasses"]
         # Tokens can be reviewed, which no other test of rights would show.
         token = await in_thread(installed.token, "shop", "default")
         with pytest.raises(Exception, match="not a good token"):

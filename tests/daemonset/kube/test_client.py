@@ -78,6 +78,18 @@ async def test_a_server_that_stays_silent_is_given_up(monkeypatch: pytest.Monkey
             await client.call("GET", "/api")
 
 
+async def test_a_watch_that_does_not_begin_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "CALL_SECONDS", 0.1)
+
+    async def script(_: Exchange) -> None:
+        await trio.sleep_forever()
+
+    async with scripted_api(script) as client:
+        with pytest.raises(ApiUnavailableError, match="no watch"):
+            async with client.stream("/api", {"watch": "1"}):
+                pytest.fail("it has not begun")
+
+
 async def test_nobody_listens() -> None:
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]

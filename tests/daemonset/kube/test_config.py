@@ -60,11 +60,15 @@ def kubeconfig(path: Path, cluster: dict[str, object], user: dict[str, object]) 
 
 
 def test_a_kubeconfig_with_a_token_and_a_path(tmp_path: Path) -> None:
-    cluster: dict[str, object] = {"server": "http://127.0.0.1:8001/k8s/clusters/c-1/"}
+    cluster: dict[str, object] = {
+        "server": "http://127.0.0.1:8001/k8s/clusters/c-1/",
+        "tls-server-name": "kubernetes",
+    }
     config = from_kubeconfig(kubeconfig(tmp_path / "config", cluster, {"token": "secret"}), None)
     assert (config.host, config.port) == ("127.0.0.1", 8001)
     assert config.prefix == "/k8s/clusters/c-1"
     assert config.tls is None
+    assert config.tls_name == "kubernetes"
     assert config.authorization() == "Bearer secret"
 
 

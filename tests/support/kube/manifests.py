@@ -14,9 +14,9 @@ _SERVED_SECONDS = 60.0
 
 
 def read_base(folder: Path) -> list[Json]:
-    """What `kubectl kustomize` makes of a base that has resources and nothing else."""
+    """What `kubectl kustomize` makes of a base of resources, and perhaps counts of replicas."""
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    unknown = kustomization.keys() - {"apiVersion", "kind", "resources"}
+    unknown = kustomization.keys() - {"apiVersion", "kind", "resources", "replicas"}
     assert not unknown, f"{folder}: {unknown} is not supported here"
     found: list[Json] = []
     for name in kustomization["resources"]:
@@ -25,6 +25,13 @@ def read_base(folder: Path) -> list[Json]:
             found += read_base(path)
         else:
             found += [item for item in yaml.safe_load_all(path.read_text()) if item]
+    for wanted in kustomization.get("replicas", ()):
+        [item] = [
+            item
+            for item in found
+            if (item["kind"], item["metadata"]["name"]) == ("Deployment", wanted["name"])
+        ]
+        item["spec"]["replicas"] = wanted["count"]
     return found
 
 
