@@ -1,8 +1,10 @@
 """The processes of the ztunnels of a mesh, as the kernel sees them, and what they write."""
 
+import http.client
 import os
 import re
 import signal
+import socket
 from pathlib import Path
 
 from daemonset.local.mesh_programs import ztunnel_name
@@ -68,6 +70,23 @@ class ZtunnelProcesses:
         """One GET from its node to its loopback. Raises OSError."""
         namespace = self._mesh.mesh.network.nodes[self.node]
         return http_get(namespace, "127.0.0.1", port, path, timeout=5.0)
+
+    def request(
+        self, method: str, port: int, path: str, *, host: str = "127.0.0.1"
+    ) -> tuple[int, str]:
+        """The same with another method, or under another name."""
+        namespace = self._mesh.mesh.network.nodes[self.node]
+        with namespace.network.socket(socket.AF_INET, socket.SOCK_STREAM) as connected:
+            connected.settimeout(5)
+            connected.connect(("127.0.0.1", port))
+            connection = http.client.HTTPConnection(host, port)
+            connection.sock = connected
+            try:
+                connection.request(method, path)
+                response = connection.getresponse()
+                return response.status, response.read().decode()
+            finally:
+                connection.close()
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the samples that have these labels; 0 without any."""
