@@ -268,3 +268,27 @@ def test_a_revocation_list_that_changes_ends_live_connections(tmp_path: Path) ->
         lists.unlink()
         wait_for(lambda: echoes(there.room, "client", there.room.ip("envoy")), "let in", log)
         assert echoes(there.room, "envoy", "127.0.0.1", ENTRY)
+
+
+def test_a_ztunnel_that_ends_lets_connections_end_first(tmp_path: Path) -> None:
+    with peers(tmp_path, CONNECTION_TERMINATION_DEADLINE="25s") as there:
+        out = held(there, "client", there.room.ip("envoy"), ECHO)
+        inside = held(there, "envoy", "127.0.0.1", ENTRY)
+        there.ztunnel.terminate()
+        # GOAWAY: Envoy puts nothing new on that tunnel, and keeps what is on it.
+        wait_for(
+            lambda: there.dials.stat("cluster.hbone.upstream_cx_close_notify") == 1,
+            "Envoy has been told",
+            there.ztunnel.log,
+        )
+        for _ in range(10):
+            assert out()
+            assert inside()
+            time.sleep(0.1)
+        assert there.ztunnel.running
+        ended = time.monotonic()
+        there.close()
+        wait_for(lambda: not there.ztunnel.running, "it ends with the last", there.ztunnel.log)
+        assert time.monotonic() - ended < 15
+        for direction in ("outbound", "inbound"):
+            assert "error=" not in there.line(f'direction="{direction}"', "connection complete")

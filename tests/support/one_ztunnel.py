@@ -136,8 +136,15 @@ class Running:
     def says(self, words: str) -> None:
         wait_for(lambda: words in self.log.read_text(), repr(words), self.log)
 
-    def stop(self) -> None:
+    def terminate(self) -> None:
         self._process.send_signal(signal.SIGTERM)
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        self.terminate()
         assert self._process.wait(PATIENCE) == 0
 
 
