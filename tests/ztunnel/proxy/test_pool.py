@@ -340,3 +340,63 @@ async def test_a_tunnel_whose_key_has_had_its_time_takes_no_new_streams(pair: Pa
         assert await ask(old) == b"hello"
         await old.aclose()
         await until(lambda: peer.tunnels[0].lost == "close_notify")
+
+
+@pytest.mark.parametrize(
+    ("wave", "words"),
+    [
+        (frames.frame(frames.PING, 0, 0, bytes(8)), "too many PING frames"),
+        (frames.frame(frames.SETTINGS, 0, 0, b""), "too many SETTINGS frames"),
+        (frames.frame(frames.DATA, 0, 1, b""), "too many empty DATA frames"),
+    ],
+)
+async def test_a_peer_that_floods_costs_its_tunnel(
+    pair: Pair, wave: bytes, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = await pair.dial()
+    await ask(other)
+    async with hand_made(pair) as peer:
+        stream = await peer.dial()
+        await ask(stream)
+        [tunnel] = peer.tunnels
+        tunnel.connection.out += wave * 4000
+        await tunnel.flush()
+        with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+            await receive_all(stream)
+        assert words in await pair.mesh.line('direction="outbound"', "error=")
+        assert words in caplog.text
+        await tunnel.change.until(lambda: tunnel.goaway is not None)
+        assert tunnel.goaway is not None
+        assert tunnel.goaway.code is ErrorCode.ENHANCE_YOUR_CALM
+        assert await ask(await peer.dial()) == b"hello"
+        assert len(peer.tunnels) == 2
+        assert await ask(other) == b"hello"
+
+
+async def test_clients_that_do_not_read_hold_up_nobody_else(pair: Pair) -> None:
+    """Together they hold more than the window of the connection."""
+    stuck = 90
+    block = bytes(1 << 16)
+
+    async def serve(flow: Flow) -> None:
+        assert flow.request is not None
+        if flow.request.authority.port == 80:
+            await echo(flow)
+            return
+        await server_of(flow).accept(flow)
+        while flow.reset is None and flow.tunnel.lost is None:
+            await flow.write(block)
+
+    async with hand_made(pair, serve) as peer:
+        streams = [await peer.dial(81) for _ in range(stuck)]
+        for stream in streams:
+            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await receive_exactly(stream, 1)
+        [tunnel] = peer.tunnels
+        await until(lambda: all(s.send_window <= 0 for s in tunnel.connection.streams.values()))
+        windows = pair.mesh.context.http
+        assert stuck * windows.initial_window > windows.connection_window
+        assert tunnel.connection.send_window > 0
+        for _ in range(3):
+            assert await ask(await peer.dial(80)) == b"hello"
+        assert len(peer.tunnels) == 1
