@@ -17,11 +17,15 @@ PATIENCE: Final = 10.0  # seconds; a peer that never closes must not keep a desc
 
 
 class Leaving:
-    """Ends our half of `sock`, which must not be registered, and closes it after the peer."""
+    """Ends our half of `sock`, which must not be registered, and closes it after the peer.
+
+    Args:
+        patience: seconds that the peer has for it.
+    """
 
     __slots__ = ("_engine", "_sock")
 
-    def __init__(self, engine: Engine, sock: socket.socket) -> None:
+    def __init__(self, engine: Engine, sock: socket.socket, patience: float = PATIENCE) -> None:
         self._engine = engine
         self._sock = sock
         try:
@@ -30,7 +34,7 @@ class Leaving:
             engine.close_later(sock)  # broken already: nothing can arrive any more
             return
         engine.register(sock.fileno(), self, select.EPOLLIN)
-        engine.expire_at(self, time.monotonic() + PATIENCE)
+        engine.expire_at(self, time.monotonic() + patience)
 
     def ready(self, events: int) -> None:
         """Reads and forgets."""

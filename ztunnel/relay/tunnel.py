@@ -25,6 +25,7 @@ from ztunnel.http2.events import (
     TrailersReceived,
 )
 from ztunnel.http2.stream import Stream
+from ztunnel.native import mypyc_attr
 from ztunnel.relay.buffers import HEADER, READ, RECORD
 from ztunnel.relay.engine import Engine
 from ztunnel.relay.leaving import Leaving
@@ -46,6 +47,7 @@ class Keepalive(NamedTuple):
 _SUSPICIOUS: Final = 3.0  # seconds
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class StreamOwner:
     """What is tied to a stream: a CONNECT that waits, or a running flow."""
 

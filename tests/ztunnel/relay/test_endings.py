@@ -12,7 +12,7 @@ from tests.ztunnel.relay.test_stream import Joined, joined
 from ztunnel.http2.errors import ErrorCode
 from ztunnel.relay.engine import Engine
 from ztunnel.relay.leaving import Leaving
-from ztunnel.relay.stream import StreamFlow
+from ztunnel.relay.tunnel import StreamOwner
 
 PAYLOAD = bytes(range(256)) * (16 << 10)  # 4 MiB
 
@@ -134,14 +134,11 @@ async def test_an_owner_that_fails_does_not_keep_others_from_hearing_of_the_end(
         second, _ = await room.connect()
         assert first.flow is not None
 
-        def broken(reason: str) -> None:
-            raise ValueError("on purpose")
+        class Broken(StreamOwner):
+            def lost(self, reason: str) -> None:
+                raise ValueError("on purpose")
 
-        class Broken(StreamFlow):
-            __slots__ = ()
-            lost = staticmethod(broken)
-
-        first.flow.stream.owner = Broken.__new__(Broken)
+        first.flow.stream.owner = Broken()
         room.client.close("enough")
         assert (await second.result()).error == "enough"
         first.flow.abort("test over")
@@ -178,12 +175,9 @@ async def test_a_socket_that_leaves_waits_for_its_peer(engine: Engine) -> None:
     await closed(ours)
 
 
-async def test_a_peer_that_never_closes_is_not_waited_for_forever(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ztunnel.relay.leaving.PATIENCE", 0.05)
+async def test_a_peer_that_never_closes_is_not_waited_for_forever(engine: Engine) -> None:
     peer, ours = tcp_pair()
-    Leaving(engine, ours)
+    Leaving(engine, ours, patience=0.05)
     await closed(ours)
     await peer.aclose()
 
