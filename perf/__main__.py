@@ -10,14 +10,13 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from perf import scale_command
 from perf.bench import LoadError
 from perf.build import BuildError, Tools, build
 from perf.implementations import ALL, Implementation
-from perf.record import Recorder, Result, read
+from perf.record import RESULTS, Recorder, Result, read
 from perf.report import report
 from perf.works import WORKS, Kind, Work
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -95,7 +94,10 @@ def measure_round(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 when every work gave a figure, however it looks."""
-    options = parse(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] == "scale":
+        return scale_command.main(words[1:])
+    options = parse(words)
     try:
         tools = build()
     except BuildError as error:

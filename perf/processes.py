@@ -25,3 +25,12 @@ def with_descendants(pids: Iterable[int]) -> list[int]:
         found.append(pid)
         waiting += children.get(pid, [])
     return sorted(set(found))
+
+
+def proportional_kib(pid: int) -> int:
+    """The proportional set size of one process: what it has alone, and its part of what is
+    shared."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1])
+    raise ValueError(f"the kernel does not say how much memory process {pid} has")

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from perf.works import Figures
+from ztunnel.relay import engine
+
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ def machine() -> dict[str, Any]:
         "model": model,
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "compiled": not str(engine.__file__).endswith(".py"),
     }
 
 

@@ -169,7 +169,9 @@ class Control:
 
     def _metrics(self) -> dict[Any, list[float]]:
         measure(self.counters)
-        self.counters.gauge("ztunnel_workers").set(len(self.workers))
+        self.counters.gauge("ztunnel_workers").set(
+            sum(worker.welcome for worker in self.workers.values())
+        )
         self.counters.counter("ztunnel_log_lines_dropped").value = self._writer.queue.dropped
         state = self.zds.state
         self.counters.gauge("workload_manager_active_proxy_count").set(len(state.running))

@@ -147,7 +147,7 @@ _ALL: Final = (
         "TCP connects, TLS and HTTP/2 handshakes, answers to CONNECT",
     ),
     # The engine.
-    _gauge("ztunnel_workers", (), "Worker processes alive"),
+    _gauge("ztunnel_workers", (), "Worker processes that have been given the mesh"),
     _counter("ztunnel_worker_restarts", (), "Worker processes that had to be replaced"),
     _counter("ztunnel_relay_connections", ("path",), "Connections by how their bytes moved"),
     _counter("ztunnel_relay_bytes", ("path",), "Bytes moved, both directions"),
