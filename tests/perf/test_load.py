@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 
 from perf.build import Tools, build
+from tests.support.requirements import without_compiler
 
 PORTS = "ekor"
 
 
 @pytest.fixture(scope="module")
 def tools() -> Tools:
+    missing = without_compiler()
+    if missing:
+        pytest.skip(missing)
     return build()
 
 

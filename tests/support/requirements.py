@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 
 import pytest
 
@@ -27,6 +28,13 @@ def without_namespaces() -> str | None:
     except OSError as error:
         return f"no network namespaces: {error} (run the tests as root)"
     return None
+
+
+@functools.cache
+def without_compiler() -> str | None:
+    """Why nothing in C can be built here; None when it can."""
+    missing = [tool for tool in ("make", "cc") if shutil.which(tool) is None]
+    return f"no {' and no '.join(missing)} (Debian: gcc, libc6-dev and make)" if missing else None
 
 
 @functools.cache
