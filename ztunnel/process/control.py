@@ -294,9 +294,10 @@ class Control:
         """Gives a worker the mesh and its pods, once the mesh is known here."""
         await self._mesh_known.wait()
         await self._look_up_again(looked_up)
+        if not worker.gone:
+            await self.feed.welcome(worker)
         if worker.gone:
-            return
-        await self.feed.welcome(worker)
+            return  # without it there may be nobody to serve: readiness must not say otherwise
         self.pods.welcome(worker)
         self.readiness.done(PROXY_TASK)
         self._first_worker.set()

@@ -1,6 +1,8 @@
 """The control process's end of a worker."""
 
 import logging
+import os
+import signal
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -13,6 +15,8 @@ log = logging.getLogger("ztunnel.control")
 
 DUMP_TIMEOUT: Final = 2.0  # seconds
 APPLY_TIMEOUT: Final = 5.0  # seconds that the others wait for a worker that is stuck
+STUCK_LIMIT: Final = 30.0  # seconds without any answer after that: it is not worth waiting for
+_LOOK: Final = 5.0  # seconds
 
 
 class WorkerLink:
@@ -51,6 +55,7 @@ class WorkerLink:
         self._dumps: dict[int, list[dict[str, Any]] | None] = {}
         self._next_dump = 0
         self._late = False
+        self._late_since = 0.0
 
     @property
     def name(self) -> str:
@@ -70,6 +75,7 @@ class WorkerLink:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write)
+                    nursery.start_soon(self._replace_when_stuck)
                     await self._read()
                     nursery.cancel_scope.cancel()
         except* (OSError, ChannelError) as group:
@@ -140,10 +146,24 @@ class WorkerLink:
                 await self._progress.wait()
         if limit.cancelled_caught and not self._late:
             self._late = True
+            self._late_since = trio.current_time()
             log.error(
                 "worker %d has not applied an update for %gs: it goes by what it knew before",
                 self.slot, APPLY_TIMEOUT,
             )  # fmt: skip
+
+    async def _replace_when_stuck(self) -> None:
+        """A worker that hangs serves nobody, what it is to be told piles up here, and policies are
+        not enforced by it: its successor takes over what waits in the queues."""
+        while True:
+            await trio.sleep(_LOOK)
+            if self._late and trio.current_time() - self._late_since > STUCK_LIMIT:
+                log.error(
+                    "worker %d has not answered for %gs and is killed, so that another one serves",
+                    self.slot, APPLY_TIMEOUT + STUCK_LIMIT,
+                )  # fmt: skip
+                os.kill(self.pid, signal.SIGKILL)
+                return
 
     async def connections(self) -> list[dict[str, Any]]:
         """Its live connections; none when it does not answer in time (said in the log)."""

@@ -1,10 +1,13 @@
 """An application that stops reading, while a hundred other connections go on in the same tunnel."""
 
+import os
+import signal
 import socket
+from pathlib import Path
 
 import pytest
 
-from tests.support.faults import FaultLab
+from tests.support.faults import FaultLab, fault_lab
 from tests.support.pod_sockets import connect, echo, exchange, listen, steady
 from tests.support.ztunnel_processes import resident_kib
 
@@ -34,6 +37,31 @@ class Senders:
             except BlockingIOError:
                 continue
         return sum(self.sent) - before
+
+
+def test_a_peer_whose_proxy_stops_holds_up_nobody_else(tmp_path: Path) -> None:
+    """The tunnel itself is stuck, not one stream of it."""
+    with (
+        fault_lab(tmp_path, pods={"neighbour": 1}) as lab,
+        echo(lab.mesh, "server", 7000),
+        echo(lab.mesh, "neighbour", 7000),
+        steady(lab.mesh, "client", (lab.mesh.ip("neighbour"), 7000), 20) as others,
+    ):
+        mesh = lab.mesh
+        clients = [connect(mesh, "client", lab.server) for _ in range(STUCK)]
+        for sock in clients:
+            exchange(sock, b"before")
+        (near,), (far,) = lab.near.workers, lab.far.workers
+        before = resident_kib(near)
+        os.kill(far, signal.SIGSTOP)
+        senders = Senders(clients)
+        _fill(lab, senders)
+        mark = others.mark()
+        mesh.wait(lambda: others.all_went_on(mark, by=20), "all others go on")
+        assert resident_kib(near) - before < STUCK * 8 * 1024
+        os.kill(far, signal.SIGCONT)
+        for sock, sent in zip(clients, senders.sent, strict=True):
+            assert len(_drained(sock, sent)) == sent, "all that was taken comes back"
 
 
 def _fill(lab: FaultLab, senders: Senders) -> None:
