@@ -10,12 +10,12 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from perf import scale_command
+from perf import scale_command, soak
 from perf.bench import LoadError
 from perf.build import BuildError, Tools, build
 from perf.implementations import ALL, Implementation
 from perf.record import RESULTS, Recorder, Result, read
-from perf.report import report
+from perf.report import plots, report
 from perf.works import WORKS, Kind, Work
 
 
@@ -97,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     if words and words[0] == "scale":
         return scale_command.main(words[1:])
+    if words and words[0] == "soak":
+        return soak.main(words[1:])
     options = parse(words)
     try:
         tools = build()
@@ -123,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         head, results = read(lines)
     text = report(head, implementations, works, results)
     path.with_suffix(".md").write_text(text)
+    for name, plot in plots(implementations, results).items():
+        path.with_name(f"{path.stem}-{name}.svg").write_text(plot)
     print(f"\n{text}\n{path}")
     return 0 if all(result.figures is not None for result in results) else 1
 

@@ -126,17 +126,23 @@ class Ztunnel:
     """Our mesh, whole: control plane, node agents, and a ztunnel on each of two nodes.
 
     Counted are both ztunnels with their supervisors and control processes.
+
+    Attributes:
+        services: that the mesh has besides, which carry nothing.
     """
 
     workers: int
+    services: int = 0
 
     @property
     def name(self) -> str:
-        return f"ztunnel-{self.workers}"
+        crowd = f"{self.services}-services-" if self.services else ""
+        return f"ztunnel-{crowd}{self.workers}"
 
     @property
     def title(self) -> str:
-        return f"ztunnel, {self.workers} worker{'s' if self.workers > 1 else ''} each"
+        crowd = f", {self.services:,} services" if self.services else ""
+        return f"ztunnel, {self.workers} worker{'s' if self.workers > 1 else ''} each{crowd}"
 
     def missing(self) -> str | None:
         return None
@@ -144,7 +150,8 @@ class Ztunnel:
     @contextmanager
     def running(self, tools: Tools, folder: Path) -> Iterator[Running]:
         environment = {"ZTUNNEL_WORKER_THREADS": str(self.workers)}
-        with mesh_lab(folder, pods=PODS, ztunnel=environment) as room:
+        objects = services_yaml(self.services)
+        with mesh_lab(folder, pods=PODS, objects=objects, ztunnel=environment) as room:
             room.enrol()
             pods = room.mesh.network.pods
             bench = Bench(
@@ -161,6 +168,16 @@ class Ztunnel:
 def _bench(room: Lab, tools: Tools) -> Bench:
     client, server = room.pod(CLIENT).network, room.pod(SERVER).network
     return Bench(client, server, room.ip(SERVER), tools)
+
+
+def services_yaml(count: int) -> str:
+    """So many services, each with an address, and no endpoint."""
+    return "".join(
+        f"---\napiVersion: v1\nkind: Service\nmetadata: {{name: service-{number}, "
+        f"namespace: default}}\nspec: {{clusterIP: 10.96.{number >> 8}.{number & 255}, "
+        f"ports: [{{port: 80}}]}}\n"
+        for number in range(count)
+    )
 
 
 def capture(namespace: NetworkNamespace) -> None:
@@ -184,4 +201,5 @@ ALL: tuple[Implementation, ...] = (
     Ztunnel(1),
     EnvoyPair(2),
     Ztunnel(2),
+    Ztunnel(1, services=1_000),
 )

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from perf.implementations import Implementation
+from perf.plot import Axis, Line, svg
 from perf.record import Result
-from perf.works import Figures, Kind, Work
+from perf.works import GROWTH, WORKS, Figures, Kind, Work
 
 PEER = "envoy-"
 
@@ -39,6 +40,18 @@ def report(
         "proxies together*, in seconds per GB of a stream and in µs per message.",
         _table(implementations, works, lambda i, w: _cell(w, done.get((i.name, w.name), []))),
     ]
+    tails = [work for work in works if any(_latency(done, i, work) for i in implementations)]
+    if tails:
+        sections.append("Latency, µs: p50 / p90 / p99 / p99.9")
+        sections.append(
+            _table(
+                implementations,
+                tails,
+                lambda i, w: (
+                    " / ".join(f"{value:,.0f}" for _, value in _latency(done, i, w)) or "–"
+                ),
+            )
+        )
     compared = [i for i in implementations if _peer(i, implementations) is not None]
     if compared:
         sections.append("Ratios to the Envoy pair of as many workers: rate, *CPU* (less is better)")
@@ -55,6 +68,83 @@ def report(
     if problems:
         sections.append("Not as it should be:\n\n" + "\n".join(f"- {p}" for p in problems))
     return "\n\n".join(sections) + "\n"
+
+
+def plots(implementations: Sequence[Implementation], results: Iterable[Result]) -> dict[str, str]:
+    """Name -> SVG, of what was measured: growth with connections, and latency."""
+    done: dict[tuple[str, str], list[Figures]] = {}
+    for result in results:
+        if result.figures is not None:
+            done.setdefault((result.implementation, result.work), []).append(result.figures)
+    growing = [
+        work
+        for count in GROWTH
+        for work in WORKS
+        if work.mode == "pingpong" and work.size is None and work.connections == count
+    ]
+    connections = Axis("connections", logarithmic=True)
+    found = {}
+    for name, title, unit, value in (
+        ("rate", "Messages of 1 B there and back", "/s", _rate),
+        ("cpu", "CPU of all proxies together", "µs per message", _cpu),
+        ("p50", "Latency, p50", "µs", _p50),
+        ("p99", "Latency, p99", "µs", _p99),
+    ):
+        lines = []
+        for one in implementations:
+            points = [(w.connections, value(done.get((one.name, w.name), []))) for w in growing]
+            lines.append(Line(one.title, [(x, y) for x, y in points if y is not None]))
+        if sum(len(line.points) for line in lines):
+            found[f"growth-{name}"] = svg(title, connections, Axis(unit, logarithmic=True), lines)
+    for work in growing:
+        lines = [Line(one.title, _latency(done, one, work)) for one in implementations]
+        if work.connections in (1, 16, 64) and any(line.points for line in lines):
+            found[f"latency-{work.connections}"] = svg(
+                f"Latency with {work.connections} connections",
+                Axis("slower than this are one in …", logarithmic=True),
+                Axis("µs", logarithmic=True),
+                lines,
+            )
+    return found
+
+
+def _latency(
+    done: dict[tuple[str, str], list[Figures]], one: Implementation, work: Work
+) -> list[tuple[float, float]]:
+    """(one in so many is slower, microseconds): medians of p50, p90, p99, p99.9."""
+    runs = done.get((one.name, work.name), [])
+    found = []
+    for part, values in (
+        (2, [run.p50 for run in runs]),
+        (10, [run.p90 for run in runs]),
+        (100, [run.p99 for run in runs]),
+        (1000, [run.p999 for run in runs]),
+    ):
+        known = [value for value in values if value is not None]
+        if known:
+            found.append((float(part), statistics.median(known)))
+    return found
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _rate(runs: Sequence[Figures]) -> float | None:
+    return _median(run.rate for run in runs)
+
+
+def _cpu(runs: Sequence[Figures]) -> float | None:
+    return _median(run.cpu for run in runs)
+
+
+def _p50(runs: Sequence[Figures]) -> float | None:
+    return _median(run.p50 for run in runs)
+
+
+def _p99(runs: Sequence[Figures]) -> float | None:
+    return _median(run.p99 for run in runs)
 
 
 def _peer(one: Implementation, everyone: Iterable[Implementation]) -> str | None:
@@ -91,6 +181,9 @@ def _cell(work: Work, runs: list[Figures]) -> str:
     p99 = [run.p99 for run in runs if run.p99 is not None]
     if p50 and p99:
         parts.append(f"{statistics.median(p50):,.0f}/{statistics.median(p99):,.0f}")
+    memory = [run.memory for run in runs if run.memory is not None]
+    if memory:
+        parts.append(f"{statistics.median(memory):,.0f} MiB in all")
     cpu = [run.cpu for run in runs if run.cpu is not None]
     if cpu:
         precise = 2 if work.kind is Kind.STREAM else 1

@@ -23,6 +23,7 @@ import grpc
 from envoy.service.discovery.v3 import discovery_pb2
 
 from daemonset.local.mesh_programs import ztunnel_name
+from perf.implementations import services_yaml
 from perf.processes import proportional_kib, with_descendants
 from perf.scale import mesh, workload
 from tests.support.mesh_lab import mesh_lab
@@ -272,12 +273,7 @@ def node(pods: int = 50, services: int = 1_000, workers: int = 2) -> Node:
     Proportional set size, of all processes of the node's ztunnel.
     """
     names = {f"pod-{number}": 1 for number in range(pods)}
-    objects = "".join(
-        f"---\napiVersion: v1\nkind: Service\nmetadata: {{name: service-{number}, "
-        f"namespace: default}}\nspec: {{clusterIP: 10.96.{number >> 8}.{number & 255}, "
-        f"ports: [{{port: 80}}]}}\n"
-        for number in range(services)
-    )
+    objects = services_yaml(services)
     environment = {"ZTUNNEL_WORKER_THREADS": str(workers)}
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 ECHO_PORT, SINK_PORT, SOURCE_PORT = 9001, 9002, 9003
+GROWTH = (1, 4, 16, 64, 256, 1024)  # connections
 IDLE_SECONDS = 1.0  # for memory to settle after connections were opened
 
 
@@ -29,6 +30,9 @@ class Figures:
             microseconds per message; None where it has no process, or nothing moved.
         p50, p99: microseconds of a message there and back; None for streams and idle ones.
         failures: messages or connections that went wrong.
+        p90, p999: like p50.
+        memory: MiB of all processes of the implementation (proportional set size), where the
+            work is to hold connections.
     """
 
     rate: float
@@ -36,6 +40,9 @@ class Figures:
     p50: float | None
     p99: float | None
     failures: int
+    p90: float | None = None
+    p999: float | None = None
+    memory: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,9 @@ class Work:
         match self.kind:
             case Kind.IDLE:
                 grown = sum(p["pss_to_kib"] - p["pss_from_kib"] for p in report["processes"])
-                return Figures(grown / (self.connections / 2), None, None, None, failures)
+                whole = sum(p["pss_to_kib"] for p in report["processes"]) / 1024
+                each = grown / (self.connections / 2)
+                return Figures(each, None, None, None, failures, memory=whole)
             case Kind.STREAM:
                 amount = report["bytes"]
                 cpu = None if spent is None or not amount else spent / (amount / 1e9)
@@ -82,8 +91,8 @@ class Work:
                     spent = None
                 cpu = None if spent is None or not amount else spent * 1e6 / amount
                 latency = report.get("latency_us", {})
-                p50, p99 = latency.get("p50"), latency.get("p99")
-                return Figures(amount / seconds, cpu, p50, p99, failures)
+                p50, p90, p99, p999 = (latency.get(f"p{part}") for part in (50, 90, 99, 99.9))
+                return Figures(amount / seconds, cpu, p50, p99, failures, p90, p999)
 
 
 BULK = Work("bulk", "the upload beside others", Kind.STREAM, "up", 1, SINK_PORT)
@@ -109,4 +118,10 @@ WORKS = (
     Work("ping-16-1k", "1 KiB there and back, c=16", Kind.MESSAGES, "pingpong", 16, size=1024),
     Work("connect-1", "new connection each, c=1", Kind.MESSAGES, "connect", 1),
     Work("connect-64", "new connection each, c=64", Kind.MESSAGES, "connect", 64),
+    Work("connect-256", "new connection each, c=256", Kind.MESSAGES, "connect", 256),
+    *(
+        Work(f"grow-{count}", f"1 B there and back, c={count}", Kind.MESSAGES, "pingpong", count)
+        for count in GROWTH
+        if count not in (1, 16, 64)  # which are there already
+    ),
 )
