@@ -33,10 +33,10 @@ def new_traceparent(random: int) -> str:
     Raises:
         ValueError: More bits, or an id would be all zero.
     """
-    trace, parent = random >> 64, random & 0xFFFFFFFFFFFFFFFF
-    if random >> RANDOM_BITS or not trace or not parent:
+    if random >> RANDOM_BITS or not random >> 64 or not random & 0xFFFFFFFFFFFFFFFF:
         raise ValueError("a trace needs 192 random bits")
-    return f"00-{trace:032x}-{parent:016x}-00"
+    digits = f"{random:048x}"
+    return f"00-{digits[:32]}-{digits[32:]}-00"
 
 
 def parse_traceparent(text: str) -> Traceparent | None:

@@ -140,6 +140,14 @@ class Connection(HeaderBlocks):
                     events.append((stream, data[pos + 9 : stop], False))
                     pos = stop
                     continue
+            # An empty DATA with END_STREAM ends each half of a tunnel.
+            if not word and flags == frames.END_STREAM:
+                stream = streams.get(stream_id)
+                if stream is not None and stream.flowing:
+                    events.append((stream, _EMPTY, True))
+                    self._close_remote(stream)
+                    pos += 9
+                    continue
             if pos + 9 == end and _needs_pad_length(word, flags):
                 break
             self._recv_window = window

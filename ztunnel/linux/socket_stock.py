@@ -1,8 +1,8 @@
 """Sockets of a namespace, made ahead of need.
 
 Entering a namespace and coming back costs four system calls, more than the
-socket itself; a pod that gets many connections needs it only for every
-sixteenth of them.
+socket itself. A pod that gets many connections needs it only for one in many
+of them: the stock starts small, and is doubled each time it is used up.
 """
 
 import socket
@@ -10,7 +10,8 @@ from typing import Final
 
 from ztunnel.linux.netns import NetworkNamespace
 
-_BATCH: Final = 16
+_FEWEST: Final = 8
+_MOST: Final = 64  # about 150 KiB of kernel memory while they wait
 
 
 class SocketStock:
@@ -23,6 +24,7 @@ class SocketStock:
     def __init__(self, namespace: NetworkNamespace | None) -> None:
         self._namespace = namespace
         self._stock: dict[int, list[socket.socket]] = {}
+        self._batch = _FEWEST
 
     def take(self, family: int) -> socket.socket:
         """A non-blocking socket of that address family. Raises OSError."""
@@ -32,7 +34,8 @@ class SocketStock:
         if not stock:
             with self._namespace.enter():
                 try:
-                    stock.extend(_new(family) for _ in range(_BATCH))
+                    stock.extend(_new(family) for _ in range(self._batch))
+                    self._batch = min(2 * self._batch, _MOST)
                 except OSError:
                     if not stock:
                         raise
@@ -47,6 +50,4 @@ class SocketStock:
 
 
 def _new(family: int) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setblocking(False)
-    return sock
+    return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
