@@ -62,7 +62,7 @@ class Cluster:
         self._binaries = {name: find(name) for name in ("etcd", "kube-apiserver")}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._write_keys()
-        etcd_port, peer_port, self.port = _free_ports(3)
+        etcd_port, peer_port, self.port = free_ports(3)
         self._etcd_url = f"http://127.0.0.1:{etcd_port}"
         self._peer_url = f"http://127.0.0.1:{peer_port}"
         self.kubeconfig = folder / "kubeconfig"
@@ -344,7 +344,8 @@ def send(
     return json.loads(text) if is_json else text
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
+    """Ports of loopback that nobody has now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
         for item in sockets:
