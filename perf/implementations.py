@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from daemonset.local.mesh_programs import ztunnel_name
+from daemonset.local.mesh_programs import ZTUNNEL_BIN, ztunnel_name
 from perf.bench import CLIENT, PODS, SERVER, Bench
 from perf.build import Tools
 from tests.support import envoy_config
@@ -129,27 +130,38 @@ class Ztunnel:
 
     Attributes:
         services: that the mesh has besides, which carry nothing.
+        istio: Istio's ztunnel, which the environment variable ZTUNNEL_BIN names, below our agent
+            and control plane.
     """
 
     workers: int
     services: int = 0
+    istio: bool = False
 
     @property
     def name(self) -> str:
         crowd = f"{self.services}-services-" if self.services else ""
-        return f"ztunnel-{crowd}{self.workers}"
+        return f"{'istio-' if self.istio else ''}ztunnel-{crowd}{self.workers}"
 
     @property
     def title(self) -> str:
         crowd = f", {self.services:,} services" if self.services else ""
-        return f"ztunnel, {self.workers} worker{'s' if self.workers > 1 else ''} each{crowd}"
+        whose = "Istio's ztunnel" if self.istio else "ztunnel"
+        return f"{whose}, {self.workers} worker{'s' if self.workers > 1 else ''} each{crowd}"
 
     def missing(self) -> str | None:
-        return None
+        if not self.istio:
+            return None
+        binary = os.environ.get(ZTUNNEL_BIN)
+        if not binary:
+            return f"{ZTUNNEL_BIN} does not name a binary of it"
+        return None if os.access(binary, os.X_OK) else f"{binary} cannot be executed"
 
     @contextmanager
     def running(self, tools: Tools, folder: Path) -> Iterator[Running]:
         environment = {"ZTUNNEL_WORKER_THREADS": str(self.workers)}
+        if self.istio:
+            environment[ZTUNNEL_BIN] = os.environ[ZTUNNEL_BIN]
         objects = services_yaml(self.services)
         with mesh_lab(folder, pods=PODS, objects=objects, ztunnel=environment) as room:
             room.enrol()
@@ -201,5 +213,7 @@ ALL: tuple[Implementation, ...] = (
     Ztunnel(1),
     EnvoyPair(2),
     Ztunnel(2),
+    Ztunnel(1, istio=True),
+    Ztunnel(2, istio=True),
     Ztunnel(1, services=1_000),
 )

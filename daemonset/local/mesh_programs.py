@@ -26,6 +26,9 @@ STATUS_PORT = 15014
 READINESS_PORT = 15021
 METRICS_PORT = 15020
 
+ZTUNNEL_BIN = "ZTUNNEL_BIN"
+"""In the environment that is asked for: another program to run as ztunnel."""
+
 CONTROL_PLANE = "control-plane"
 
 START_LIMIT = 30.0
@@ -134,11 +137,13 @@ class MeshPrograms:
 
     def _ztunnel(self, node: str) -> Program:
         namespace = self._network.nodes[node]
+        environment = {**base_environment(), **self.ztunnel_environment(node)}
+        binary = environment.pop(ZTUNNEL_BIN, None)  # Istio's own reads the same variables
         return Program(
             name=ztunnel_name(node),
             namespace=namespace,
-            command=python("-m", "ztunnel"),
-            environment={**base_environment(), **self.ztunnel_environment(node)},
+            command=(binary,) if binary else python("-m", "ztunnel"),
+            environment=environment,
             log=self._log("nodes", node, "ztunnel.log"),
             is_ready=answers(namespace, "127.0.0.1", READINESS_PORT, "/healthz/ready"),
             grace=6.0,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from perf.__main__ import main, parse
+from perf.build import build
+from perf.implementations import ALL
 from perf.processes import with_descendants
 from perf.record import read
 
@@ -35,3 +38,23 @@ def test_quick_is_one_short_round() -> None:
 
 def test_a_process_is_a_descendant_of_its_parent() -> None:
     assert os.getpid() in with_descendants([os.getppid()])
+
+
+@pytest.mark.root
+def test_another_ztunnel_is_measured_where_its_binary_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [istio] = [one for one in ALL if one.name == "istio-ztunnel-1"]
+    monkeypatch.delenv("ZTUNNEL_BIN", raising=False)
+    assert istio.missing() == "ZTUNNEL_BIN does not name a binary of it"
+    binary = tmp_path / "ztunnel"
+    mark = tmp_path / "started"
+    binary.write_text(f"#!/bin/sh\ntouch {mark}\nexec {sys.executable} -m ztunnel\n")
+    monkeypatch.setenv("ZTUNNEL_BIN", str(binary))
+    assert istio.missing() == f"{binary} cannot be executed"
+    binary.chmod(0o755)
+    assert istio.missing() is None
+    (tmp_path / "mesh").mkdir()
+    with istio.running(build(), tmp_path / "mesh") as running:
+        assert mark.exists()
+        assert len(running.pids) == 2
