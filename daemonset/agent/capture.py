@@ -11,6 +11,7 @@ from pathlib import Path
 
 from daemonset.agent.capture_rules import (
     ANSWERS,
+    HBONE_PORT,
     STOP_TABLE,
     TABLE,
     CaptureOptions,
@@ -24,6 +25,7 @@ from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.linux.nft_tables import Table, differences
 from ztunnel.linux.nftables import Nftables
 from ztunnel.linux.routing import Routing
+from ztunnel.linux.sock_diag import end_connections
 
 logger = logging.getLogger("daemonset.agent")
 
@@ -68,7 +70,7 @@ class Capture:
                 if differences(table, found):
                     nftables.replace(table)
                     if suspect or found is None or not _captures(found):
-                        self._end_connections()
+                        self._end_connections(aborting=found is None and not suspect)
                 wrong = differences(table, nftables.read(TABLE))
                 wrong += self._missing_routes(routing)
             self._set_migrate(captured_before=found is not None)
@@ -172,7 +174,15 @@ class Capture:
             wrong += routing.missing(ANSWERS, family)
         return wrong
 
-    def _end_connections(self) -> None:
+    def _end_connections(self, *, aborting: bool) -> None:
+        if aborting:
+            # Nothing goes through ztunnel yet, so that all there is is in the clear. Resets reach
+            # both sides; a packet that is redirected in the middle of a connection would leave
+            # the far one waiting.
+            try:
+                end_connections(self._namespace, (HBONE_PORT,))
+            except NetlinkError as error:
+                logger.info("connections from before the capture end when they are used: %s", error)
         try:
             forget_connections(self._namespace)
         except NetlinkError as error:

@@ -1,7 +1,7 @@
 """One pod's way into the mesh and out of it, and the watch over it in between.
 
 Each pod has a task of its own: whatever fails is retried with growing pauses, and holds up nobody
-else. Into the mesh: namespace, rules, ztunnel, probes. Should the rules fail, the pod is cut off;
+else. Into the mesh: namespace, ztunnel, rules, probes. Should the rules fail, the pod is cut off;
 should ztunnel fail, its connections are refused, since they are captured by then. Out of it: no
 probes, no new connections captured, ztunnel ends what it has, and only then the rules go.
 """
@@ -165,7 +165,9 @@ class PodWorker:
             enrolment.inbound,
             enrolment.reroute_interfaces,
         )
+        served = False
         if self._capture is None:
+            served = await self._serve_first(pod, info, namespace)
             self._capture = Capture(namespace, options, services.proc)
         self._capture.options = options
         try:
@@ -174,11 +176,13 @@ class PodWorker:
         except CaptureError as error:
             await self._cut_off(self._capture, error)
             raise
-        services.server.put(pod.uid, info, namespace)
-        if self.status.state is not PodState.ENROLLED:
-            self._report(PodState.ENROLLING, "captured; waiting for ztunnel")
+        if not served:
+            services.server.put(pod.uid, info, namespace)
+            if self.status.state is not PodState.ENROLLED:
+                self._report(PodState.ENROLLING, "captured; waiting for ztunnel")
         try:
-            await services.server.add(pod.uid)
+            if not served:
+                await services.server.add(pod.uid)
             async with services.probes_lock:
                 await services.in_thread(lambda: services.probes.add(pod.uid, pod.addresses))
         except (ZtunnelError, CaptureError) as error:
@@ -187,6 +191,21 @@ class PodWorker:
         if self.status.state is not PodState.ENROLLED:
             logger.info("%s is in the mesh: %s", pod, enrolment.reason)
         self._report(PodState.ENROLLED, enrolment.reason, enrolment.notes)
+
+    async def _serve_first(self, pod: Pod, info: WorkloadInfo, namespace: NetworkNamespace) -> bool:
+        """Have ztunnel listen in a running pod before its traffic is redirected there, so that
+        nobody is refused in between. Where that does not succeed, the pod is captured all the
+        same, and refused until ztunnel is there."""
+        server = self._services.server
+        if not server.synchronised:
+            return False
+        server.put(pod.uid, info, namespace)
+        try:
+            await server.add(pod.uid)
+        except ZtunnelError as error:
+            logger.debug("%s: %s", pod, error)  # said when it is tried again, below
+            return False
+        return True
 
     async def _resolve(self) -> NetworkNamespace:
         pod, services = self._pod, self._services

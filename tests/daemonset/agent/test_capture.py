@@ -362,11 +362,50 @@ def test_connections_from_before_do_not_go_on_in_the_clear(cluster: Cluster) -> 
     ):
         exchange(client, served)
         Capture(pod.namespace, OPTIONS).apply()
+        # Neither waits for the other: who only listens is told as well.
+        for end, error in ((client, ConnectionAbortedError), (served, ConnectionResetError)):
+            assert select.select([end], [], [], 5)[0]
+            with pytest.raises(error):
+                end.recv(10)
+        with pytest.raises(OSError):
+            client.send(b"in the clear")
+
+
+def test_where_connections_cannot_be_aborted_they_end_when_they_are_used(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> int:
+        raise NetlinkError(errno.EOPNOTSUPP, 0, "not in this kernel")
+
+    monkeypatch.setattr("daemonset.agent.capture.end_connections", refused)
+    pod, other = cluster.pods
+    with (
+        sockets.listen_tcp("::", 80, namespace=other.namespace) as server,
+        sockets.start_connect((other.v4, 80), namespace=pod.namespace) as client,
+        accept(server) as served,
+    ):
+        exchange(client, served)
+        Capture(pod.namespace, OPTIONS).apply()
         client.send(b"in the clear")
         assert select.select([client], [], [], 5)[0]
         with pytest.raises(ConnectionResetError):
             client.recv(10)
         assert not select.select([served], [], [], 0.1)[0]
+
+
+def test_what_the_pod_says_to_itself_goes_on(cluster: Cluster) -> None:
+    pod = cluster.pods[0]
+    for address in (pod.v4, "127.0.0.1", "::1"):
+        with (
+            sockets.listen_tcp("::", 80, namespace=pod.namespace) as server,
+            sockets.start_connect((address, 80), namespace=pod.namespace) as client,
+            accept(server) as served,
+        ):
+            exchange(client, served)
+            capture = Capture(pod.namespace, OPTIONS)
+            capture.apply()
+            exchange(client, served)
+            capture.remove()
 
 
 def test_tracked_connections_from_before_end_as_well(cluster: Cluster) -> None:
