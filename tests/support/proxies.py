@@ -161,7 +161,7 @@ class Proxies:
 
     async def line(self, *parts: str) -> str:
         """The first log line that holds all of `parts`, waiting for it."""
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while True:
                 for line in self.lines:
                     if all(part in line for part in parts):

@@ -12,7 +12,7 @@ Stream = trio.SocketStream
 
 
 async def connect(
-    network: NetworkNamespace, host: str, port: int, *, seconds: float = 5
+    network: NetworkNamespace, host: str, port: int, *, seconds: float = 15
 ) -> trio.SocketStream:
     """A connection from inside the namespace. Raises OSError as the application would see it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -21,7 +21,7 @@ KEY = f"{NAMESPACE}/{HOST}"
 
 
 async def ask(stream: trio.SocketStream) -> bool:
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         await stream.send_all(b"hello")
         return await receive_exactly(stream, 5) == b"hello"
 
@@ -29,7 +29,7 @@ async def ask(stream: trio.SocketStream) -> bool:
 async def ends(stream: trio.SocketStream) -> bool:
     """Whether the connection ends without a byte."""
     try:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             await stream.send_all(b"x")
             return await receive_all(stream) == b""
     except trio.BrokenResourceError:

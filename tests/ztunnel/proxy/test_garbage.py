@@ -20,7 +20,7 @@ TRIES = 30
 
 async def works(pair: Pair) -> bool:
     stream = await pair.dial()
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         await stream.send_all(b"hello")
         return await receive_exactly(stream, 5) == b"hello"
 
@@ -75,7 +75,7 @@ async def test_noise_inside_a_good_tls_session(pair: Pair) -> None:
                 with trio.move_on_after(0.2):  # it may look like the start of a long frame
                     await tunnel.change.until(lambda: tunnel.lost is not None)
     assert await works(pair)
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while pair.mesh.pods["server"].tunnel_counts[2] > 1:  # those all go with their peers
             await trio.sleep(0.01)
     await pair.mesh.line("error=", 'direction="inbound"')

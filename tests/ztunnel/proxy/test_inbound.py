@@ -179,7 +179,7 @@ async def test_an_application_tunnel_hands_on_who_calls_in_a_proxy_header(
         seen = accepted.socket.getpeername()[0]
         assert seen == ("127.0.0.1" if loopback else ours)
         await flow.write(b"payload", end=True)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             data = await receive_all(accepted)
         parsed = parse_proxy_header(data)
         assert parsed is not None

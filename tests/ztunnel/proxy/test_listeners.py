@@ -29,7 +29,7 @@ def mark_of(sock: socket.socket) -> int:
 
 
 async def echoes(stream: trio.SocketStream) -> bool:
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         await stream.send_all(b"hello")
         return await receive_exactly(stream, 5) == b"hello"
 
