@@ -72,6 +72,7 @@ async def ends(
         if without_sockmap() is not None:
             pytest.skip(str(without_sockmap()))
         engine.use_paths(KernelPaths(sockmap=Sockmap(16)))
+        monkeypatch.setattr(pair, "CROWD", 1 << 30)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.run)
         made = Ends(engine)

@@ -17,6 +17,7 @@ from ztunnel.kernel.pipes import Pipes
 from ztunnel.kernel.sockmap import Sockmap
 from ztunnel.linux import netns
 from ztunnel.linux.tcp_info import progress
+from ztunnel.relay import pair
 from ztunnel.relay.engine import Engine
 from ztunnel.relay.flow import ClosedBy, Outcome
 from ztunnel.relay.pair import JOIN_AFTER, PairFlow
@@ -96,9 +97,10 @@ class Ends:
 
 
 @pytest.fixture
-async def room() -> AsyncIterator[Room]:
+async def room(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
     if without_sockmap() is not None:
         pytest.skip(str(without_sockmap()))
+    monkeypatch.setattr(pair, "CROWD", 1 << 30)  # a machine that is busy makes rounds large
     engine = Engine()
     engine.use_paths(KernelPaths(Sockmap(64), Pipes(4)))
     async with trio.open_nursery() as nursery:
@@ -237,6 +239,17 @@ async def test_a_reset_is_passed_on_from_every_path(room: Room, kind: str, first
     assert ends.outcome is not None
     assert ends.outcome.closed_by is first
     assert ends.outcome.error is not None
+
+
+async def test_flows_that_are_served_in_a_crowd_stay_on_the_copy_path(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair, "CROWD", 0)
+    ends = room.flow()
+    with trio.fail_after(20):
+        await ends.traffic("sockmap", random.Random(1))
+        assert ends.flow.path == "copy"
+        await ends.finish(ends.server)
 
 
 async def test_a_socket_that_cannot_be_joined_stays_where_it_is(
