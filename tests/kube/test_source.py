@@ -55,6 +55,9 @@ async def test_what_is_there_and_what_changes_is_seen(cluster: Cluster) -> None:
     await in_thread(before)
     async with source_of(cluster) as source:
         objects = source.objects
+        with trio.move_on_after(0.3) as quiet:
+            await source.next_change()
+        assert quiet.cancelled_caught  # what was there at first is no change
         assert {name for _, name in objects.pods} == {f"old-{number}" for number in range(7)}
         assert objects.pods["shop", "old-3"].ips == ("10.0.0.3",)
         assert objects.namespaces["shop"].meta.labels["istio.io/dataplane-mode"] == "ambient"

@@ -76,6 +76,8 @@ class KubernetesSource:
             for kind in sorted(self._waiting):
                 trouble = self.reflectors[kind].trouble or "no answer yet"
                 _log.warning("waiting for all objects of kind %s: %s", kind, trouble)
+        # Whoever opens a source takes its objects at once: what came so far is no change to them.
+        self._change = trio.Event()
 
     async def next_change(self) -> None:
         await self._change.wait()
