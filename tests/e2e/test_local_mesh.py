@@ -149,24 +149,17 @@ def test_a_part_that_is_killed_comes_back(mesh: MeshLab) -> None:
 
 
 def test_every_worker_says_which_kernel_paths_it_uses(mesh: MeshLab) -> None:
-    def told() -> bool:
-        samples = [one for one in mesh.metrics("node-1") if one.name == "ztunnel_kernel_path"]
-        return len(samples) == 2  # two paths, and a mesh on one machine has one worker
+    def counted() -> dict[str, float]:
+        samples = mesh.metrics("node-1")
+        return {s.labels["path"]: s.value for s in samples if s.name == "ztunnel_kernel_path"}
 
-    mesh.wait(told, "the metric of kernel paths")
+    joins = without_sockmap() is None
+    expected = {"splice": 1.0, "sockmap": float(joins)}
+    mesh.wait(lambda: counted() == expected, "the metric of kernel paths")
     _, body = http_get(mesh.mesh.network.nodes["node-1"], "127.0.0.1", 15000, "/config_dump")
-    workers = json.loads(body)["kernelPaths"]
-    assert len(workers) == 1
-    for paths in workers.values():
-        assert paths["splice"] == "on"
-        assert (paths["sockmap"] == "on") is (without_sockmap() is None)
-    on = {
-        (one.labels["path"], one.value)
-        for one in mesh.metrics("node-1")
-        if one.name == "ztunnel_kernel_path"
-    }
-    assert ("splice", 1.0) in on
-    assert ("sockmap", float(without_sockmap() is None)) in on
+    [paths] = json.loads(body)["kernelPaths"].values()  # a mesh on one machine has one worker
+    assert paths["splice"] == "on"
+    assert (paths["sockmap"] == "on") is joins
 
 
 _TALK = """
@@ -183,6 +176,13 @@ def test_pods_of_one_node_are_joined_in_the_kernel(tmp_path: Path) -> None:
     with mesh_lab(tmp_path, nodes=1, pods={"one": 1, "two": 1}) as mesh:
         mesh.serve("two", echo=7000)
         mesh.enrol()
+        mesh.wait(
+            lambda: any(
+                one.name == "ztunnel_kernel_path" and one.labels["path"] == "splice" and one.value
+                for one in mesh.metrics("node-1")
+            ),
+            "the probe of kernel paths",
+        )
         log = mesh.access_log("node-1")
         done = mesh.run("one", sys.executable, "-c", _TALK, mesh.ip("two"))
         assert done.returncode == 0, done.stdout

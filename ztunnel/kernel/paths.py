@@ -6,6 +6,8 @@ from typing import Final
 from ztunnel.kernel.pipes import Pipes
 from ztunnel.kernel.sockmap import Sockmap
 
+NOT_TRIED: Final = "not tried yet"
+
 log = logging.getLogger("ztunnel.kernel")
 
 
@@ -24,11 +26,13 @@ class KernelPaths:
         self,
         sockmap: Sockmap | None = None,
         pipes: Pipes | None = None,
-        reasons: dict[str, str] | None = None,
     ) -> None:
         self.sockmap = sockmap
         self.pipes = pipes
-        self.reasons: Final = {"sockmap": "", "splice": ""} if reasons is None else reasons
+        self.reasons: Final = {
+            "sockmap": NOT_TRIED if sockmap is None else "",
+            "splice": NOT_TRIED if pipes is None else "",
+        }
 
     def splice_failed(self, error: OSError) -> None:
         """The kernel refuses what it did when it was probed: the path is off from now on."""

@@ -86,8 +86,7 @@ class Worker:
         async with trio.open_nursery() as engine_nursery:
             engine_nursery.start_soon(self._engine.run)
             engine_nursery.start_soon(self._engine.watch_deadlines)
-            kernel = self._config.kernel
-            self._engine.use_paths(await probe_paths(kernel.sockmap, kernel.splice))
+            engine_nursery.start_soon(self._find_kernel_paths)
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self._context = Context(
@@ -198,6 +197,12 @@ class Worker:
             self._complaint = reason
             log.error("the control process cannot be joined: %s; trying again", reason)
         self._control_gone()
+
+    async def _find_kernel_paths(self) -> None:
+        """Tries the kernel paths. Nobody waits for it: flows that begin before are copied."""
+        kernel = self._config.kernel
+        self._engine.use_paths(await probe_paths(kernel.sockmap, kernel.splice))
+        self._send(messages.KERNEL_PATHS, self._kernel_paths())
 
     def _kernel_paths(self) -> dict[str, str]:
         """Path to "on", or to why it is off."""

@@ -157,7 +157,7 @@ class Engine:
         self.register(self._wake.fd, self._wake, select.EPOLLIN)
 
     def use_paths(self, paths: KernelPaths) -> None:
-        """Lets flows use these kernel paths; call once, before there are flows."""
+        """Lets flows that begin from now on use these kernel paths; call once."""
         self.paths = paths
         if paths.sockmap is not None:
             self.register(paths.sockmap.ring.fd, _Ring(paths.sockmap), select.EPOLLIN)

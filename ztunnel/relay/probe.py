@@ -76,6 +76,9 @@ async def _try(wanted: bool, make: Callable[[], KernelPaths], found: KernelPaths
     except (ProbeError, OSError) as error:
         path.close()
         return str(error)
+    except BaseException:
+        path.close()
+        raise
     found.sockmap = found.sockmap or path.sockmap
     found.pipes = found.pipes or path.pipes
     return ""
