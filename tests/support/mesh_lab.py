@@ -31,7 +31,7 @@ from daemonset.local.run_directory import RunDirectory
 from daemonset.local.topology import PodPlan
 from tests.support.lab import node_yaml, pod_yaml
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds that any condition may take; far more than it does, for machines that are busy."""
 
 _LABEL = "istio.io/dataplane-mode"

@@ -45,8 +45,8 @@ def test_the_tunnel_is_found_dead_its_flows_end_and_the_next_ones_get_a_new_one(
                     exchange(vain, b"while it is away")
                 quick.near.log.says(r"connection complete.*error=.connect to .*:15008")
                 mesh.wait(
-                    lambda: quick.near.metric("ztunnel_tunnels", direction="outbound") == 1,
-                    "only the neighbour's tunnel is left",
+                    lambda: quick.near.metric("ztunnel_tunnels", direction="outbound") <= 1,
+                    "no tunnel is left, but perhaps the neighbour's",
                 )
             before = others.mark()
             mesh.wait(lambda: others.all_went_on(before), "others have gone on all the time")
