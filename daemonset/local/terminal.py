@@ -19,8 +19,9 @@ class Terminal:
         self._out = out
         self._colours = out.isatty() and "NO_COLOR" not in os.environ
         self._open_line = False
-        columns = shutil.get_terminal_size((WIDTH, 24)).columns if out.isatty() else WIDTH
-        self._width = max(40, min(WIDTH, columns - 1))
+        self._width = WIDTH
+        if out.isatty():
+            self._width = max(40, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns - 1))
 
     def style(self, text: str, name: str) -> str:
         return f"\033[{_STYLES[name]}m{text}\033[0m" if self._colours else text
