@@ -93,12 +93,12 @@ def ambient() -> Iterator[Ambient]:
 
 
 def read_until(process: "subprocess.Popen[str]", text: str) -> str:
-    """What a process says up to and with a line that has *text* in it."""
+    """What a process says up to and with the line that ends *text*, which may be broken in two."""
     assert process.stdout is not None
     seen = ""
     for line in process.stdout:
         seen += line
-        if text in line:
+        if text in " ".join(seen.split()):
             return seen
     raise AssertionError(f"it ended without saying {text!r}:\n{seen}")
 
