@@ -26,10 +26,11 @@ from ztunnel.relay.joint import Joint
 
 log = logging.getLogger("ztunnel.relay")
 
-BULK: Final = 1 << 16  # a read of so many bytes has the next one spliced
+# Not Final: a compiled module would hold the values, and tests could not change them.
+BULK: int = 1 << 16  # a read of so many bytes has the next one spliced
 MESSAGE: Final = 1 << 14  # a read of fewer bytes is a small message
 JOIN_AFTER: Final = 24  # small messages, both directions together
-CROWD: Final = 4  # flows in one round; with more of them a message does not count for that
+CROWD: int = 4  # flows in one round; with more of them a message does not count for that
 
 _NEVER: Final = -(1 << 62)
 _ABORT: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
