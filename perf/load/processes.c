@@ -11,7 +11,8 @@ static FILE *open_proc(const char *format, ...) {
     return fopen(path, "r");
 }
 
-static double cpu_seconds_of(pid_t process) {
+// By the scheduler's own clock, but without threads that have ended.
+static double cpu_seconds_of_threads(pid_t process) {
     char path[64];
     double seconds = 0;
     snprintf(path, sizeof path, "/proc/%d/task", process);
@@ -27,6 +28,26 @@ static double cpu_seconds_of(pid_t process) {
     }
     closedir(threads);
     return seconds;
+}
+
+// With threads that have ended, but in whole ticks of 10 ms.
+static double cpu_seconds_in_ticks(pid_t process) {
+    char line[1024];
+    unsigned long long user = 0, system = 0;
+    FILE *file = open_proc("/proc/%d/stat", process);
+    if (!file) return 0;
+    const char *end_of_name = fgets(line, sizeof line, file) ? strrchr(line, ')') : NULL;
+    fclose(file);
+    if (!end_of_name || sscanf(end_of_name + 1,
+                               " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu", &user,
+                               &system) < 2)
+        return 0;
+    return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
+}
+
+static double cpu_seconds_of(pid_t process) {
+    double threads = cpu_seconds_of_threads(process), ticks = cpu_seconds_in_ticks(process);
+    return threads > ticks ? threads : ticks;
 }
 
 struct usage usage_of(pid_t process) {
