@@ -59,15 +59,13 @@ class Clients:
             sock.close()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     ("client", "node"),
     [("client", "near"), ("outside/stranger", "far"), ("client", "far")],
     ids=["outbound", "inbound plaintext", "inbound tunnels"],
 )
-def test_nothing_that_was_queued_is_lost(
-    tmp_path: Path, client: str, node: str, workers: int
-) -> None:
+def test_nothing_that_was_queued_is_lost(tmp_path: Path, client: str, node: str) -> None:
+    workers = 1  # all of several killed at one moment: see the limits in README.md
     with fault_lab(
         tmp_path,
         {
