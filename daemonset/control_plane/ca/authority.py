@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from daemonset.control_plane.ca.issuer import (
     AuthorityError,
@@ -115,7 +116,7 @@ def is_issued(child: x509.Certificate, parent: x509.Certificate) -> bool:
     """Is the child signed by the parent's key?"""
     try:
         child.verify_directly_issued_by(parent)
-    except Exception:
+    except (InvalidSignature, TypeError, ValueError):  # another key, another kind of key or name
         return False
     return True
 
