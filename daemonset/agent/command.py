@@ -61,7 +61,8 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
         help="which pods are in the mesh (AMBIENT_ENABLEMENT_SELECTOR)")  # fmt: skip
     add("--no-dns-capture", action="store_true",
         default=environment("AMBIENT_DNS_CAPTURE", "true") == "false")  # fmt: skip
-    add("--istio-mark", action="store_true", help="Istio's own ztunnel runs here")
+    add("--istio-mark", action="store_true", default=environment("ISTIO_MARK", "") == "true",
+        help="Istio's own ztunnel runs here (ISTIO_MARK)")  # fmt: skip
     add("--health-port", type=int, default=8000)
     add("--metrics-port", type=int, default=15014)
     add("--daemon-set", default=environment("DAEMON_SET", ""),

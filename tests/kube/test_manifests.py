@@ -77,6 +77,8 @@ def test_unknown_fields_of_policies_are_kept(installed: Cluster) -> None:
     item = policy("default", "kept", {"action": "DENY", "rules": [{"from": [{"sauce": {"x": 1}}]}]})
     item["spec"]["newField"] = {"deep": ["value"]}
     item["elsewhere"] = "misplaced"
+    # Nobody of this mesh minds what another control plane's policies look like.
+    item["metadata"]["labels"] = {"istio.io/rev": "another"}
     installed.apply(item)
     found = installed.call("GET", installed.path(item))
     assert found["spec"] == item["spec"]

@@ -194,6 +194,8 @@ def _read_condition(section: Section) -> Condition:
 def _check_value(section: Section, field: str, kind: str, value: str) -> None:
     if not value:
         raise section.error(field, "holds an empty string")
+    if "\n" in value:
+        raise section.error(field, f"holds a line break: {value!r}")
     if kind in ("ipBlocks", "remoteIpBlocks"):
         read_network(value, section.at(field), section.error(field, "").line)
     elif kind == "ports":

@@ -44,7 +44,7 @@ class ServiceEntry:
 def read_service_entry(root: Section) -> ServiceEntry:
     """Raises ObjectError."""
     meta = read_meta(root, "ServiceEntry", namespaced=True)
-    spec = root.required_section("spec")
+    spec = root.required_section("spec").strictly()
     hosts = spec.texts("hosts")
     if not hosts:
         raise spec.error("hosts", "needs at least one host")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from daemonset.control_plane.objects.addresses import canonical_ip
 from daemonset.control_plane.objects.meta import ObjectMeta, read_meta
 from daemonset.control_plane.objects.section import Section
+
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?\.?")
+_NUMBERS = re.compile(r"([0-9]+\.)*[0-9]+\.?")  # an address with a mistake in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,12 @@ class WorkloadEntry:
 def read_workload_entry(root: Section) -> WorkloadEntry:
     """Raises ObjectError."""
     meta = read_meta(root, "WorkloadEntry", namespaced=True)
-    return WorkloadEntry(meta, read_entry(root.required_section("spec")))
+    return WorkloadEntry(meta, read_entry(root.required_section("spec").strictly()))
+
+
+def is_host_name(text: str) -> bool:
+    """Can it be looked up in DNS?"""
+    return len(text) <= 253 and bool(_HOST.fullmatch(text)) and not _NUMBERS.fullmatch(text)
 
 
 def read_entry(section: Section) -> EntrySpec:
@@ -51,6 +60,9 @@ def read_entry(section: Section) -> EntrySpec:
     if address.startswith("unix://"):
         raise section.error("address", "a unix socket is no address for other hosts")
     ip = canonical_ip(address) if address else ""
+    if ip is None and not is_host_name(address):
+        problem = f"is neither an IP address nor a host name: {address!r}"
+        raise section.error("address", problem)
     ports_section = section.section("ports")
     return EntrySpec(
         ip=ip or "",

@@ -10,7 +10,7 @@ from daemonset.control_plane.objects.section import EMPTY
 from daemonset.control_plane.objects.selector import LabelSelector
 from daemonset.control_plane.objects.service import Service
 from daemonset.control_plane.translation.finding import Findings
-from daemonset.control_plane.translation.ports import app_protocol
+from daemonset.control_plane.translation.ports import app_protocol, report_nameless
 from daemonset.control_plane.translation.service_info import MeshPort, ServiceInfo
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.control_plane.translation.traffic_distribution import ANNOTATION, load_balancing
@@ -37,6 +37,14 @@ def from_service(
     if service.type == "ExternalName":
         return None
     distribution, field = _distribution(service, namespace)
+    waypoint = waypoints.of_service(service.meta)
+    if waypoint is not None:
+        declared = (
+            (number, port.name, port.app_protocol)
+            for number, port in enumerate(service.ports)
+            if port.protocol == "TCP"
+        )
+        report_nameless(declared, "appProtocol", service.meta.key, findings)
     return ServiceInfo(
         meta=service.meta,
         hostname=hostname_of(service, settings),
@@ -50,7 +58,7 @@ def from_service(
             if port.protocol == "TCP"
         ),
         selector=LabelSelector(service.selector) if service.selector else None,
-        waypoint=waypoints.of_service(service.meta),
+        waypoint=waypoint,
         ingress_use_waypoint=waypoints.ingress_goes_through(service.meta),
         load_balancing=load_balancing(
             distribution,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from daemonset.control_plane.objects.meta import ObjectKey
+from daemonset.control_plane.translation.finding import Findings
 from ztunnel.proto.workload_pb2 import AppProtocol
 
 _BY_NAME: dict[str, AppProtocol] = {
@@ -26,3 +30,20 @@ def app_protocol(name: str, declared: str) -> AppProtocol:
     if lowered.startswith("grpc-web"):
         return AppProtocol.GRPC
     return _BY_NAME.get(lowered.partition("-")[0], AppProtocol.UNKNOWN)
+
+
+def report_nameless(
+    ports: Iterable[tuple[int, str, str]], field: str, key: ObjectKey, findings: Findings
+) -> None:
+    """A finding for each port (place in the list, name, declared protocol) of a service behind a
+    waypoint, to which the protocol matters, that has neither name nor protocol."""
+    for number, name, declared in ports:
+        if not name and not declared:
+            findings.warning(
+                key,
+                f"spec.ports[{number}].name",
+                "PortWithoutName",
+                "a port without a name does not say its protocol: the waypoint takes it for TCP, "
+                "and rules about requests do not apply.",
+                f"Name it http-…, grpc-… or the like, or give {field}.",
+            )

@@ -8,7 +8,7 @@ from daemonset.control_plane.objects.addresses import IPNetwork
 from daemonset.control_plane.objects.namespace import Namespace
 from daemonset.control_plane.objects.service_entry import ServiceEntry
 from daemonset.control_plane.translation.finding import Findings
-from daemonset.control_plane.translation.ports import app_protocol
+from daemonset.control_plane.translation.ports import app_protocol, report_nameless
 from daemonset.control_plane.translation.service_info import MeshPort, ServiceInfo
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.control_plane.translation.traffic_distribution import ANNOTATION, load_balancing
@@ -58,6 +58,9 @@ def from_service_entry(
             mode=LoadBalancing.PASSTHROUGH, health_policy=LoadBalancing.ALLOW_ALL
         )
     waypoint = waypoints.of_service(entry.meta)
+    if waypoint is not None:
+        declared = ((i, port.name, port.protocol) for i, port in enumerate(entry.ports))
+        report_nameless(declared, "protocol", entry.meta.key, findings)
     wildcard = any(host.startswith("*") for host in entry.hosts)
     if wildcard and waypoint is None and entry.resolution != "NONE":
         findings.warning(

@@ -34,7 +34,11 @@ from daemonset.control_plane.translation.service_list import (
     list_services,
     service_resources,
 )
-from daemonset.control_plane.translation.settings import MeshSettings
+from daemonset.control_plane.translation.settings import (
+    DATAPLANE_MODE,
+    DEFAULT_ENABLEMENT,
+    MeshSettings,
+)
 from daemonset.control_plane.translation.waypoints import Waypoints
 from daemonset.control_plane.translation.workloads import WorkloadWriter
 
@@ -43,11 +47,13 @@ _DNS = ("DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS")
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """What one set of objects comes to. Resources are keyed by name."""
+    """What one set of objects comes to. Resources are keyed by name; ``services`` are those that
+    they speak of."""
 
     addresses: Mapping[str, Resource]
     authorizations: Mapping[str, Resource]
     findings: tuple[Finding, ...]
+    services: tuple[ServiceInfo, ...] = ()
 
 
 class Translator:
@@ -107,6 +113,7 @@ class _Run:
 
     def run(self) -> Translation:
         self._report_shared_addresses()
+        self._report_unknown_modes()
         addresses: dict[str, Resource] = {}
         for resource in service_resources(
             self._services, self._networks.own, self._memory.services
@@ -122,7 +129,9 @@ class _Run:
             resource = self._writer.slice_endpoint(namespace, name, address, ready, services)
             addresses[resource.name] = resource
         authorizations = {resource.name: resource for resource in self._policies.resources()}
-        return Translation(addresses, authorizations, self._findings.sorted())
+        return Translation(
+            addresses, authorizations, self._findings.sorted(), tuple(self._services)
+        )
 
     def _report_shared_addresses(self) -> None:
         """Whoever shares an address can be taken for the other, identity and all."""
@@ -148,6 +157,20 @@ class _Run:
                     "AddressTaken",
                     f"{address} is the address of {owner} as well: connections may reach either.",
                     "Give each an address of its own.",
+                )
+
+    def _report_unknown_modes(self) -> None:
+        """Other labels than the usual one may mean anything."""
+        if self._settings.enablement != DEFAULT_ENABLEMENT:
+            return
+        for namespace in self._objects.namespaces.values():
+            mode = namespace.meta.labels.get(DATAPLANE_MODE, "none")
+            if mode not in ("ambient", "none"):
+                self._findings.warning(
+                    namespace.meta.key,
+                    f"metadata.labels.{DATAPLANE_MODE}",
+                    "UnknownMode",
+                    f"must be ambient or none, not {mode!r}: it has no effect.",
                 )
 
     def _pod(self, pod: Pod, key: ObjectKey) -> Resource:
