@@ -14,6 +14,7 @@ from daemonset.control_plane.ca.authority import Authority, load_given
 from daemonset.control_plane.ca.generations import open_state
 from daemonset.control_plane.ca.private_files import make_private_folder, write_private
 from daemonset.control_plane.ca.tokens import TokenSigner, TokenVerifier, open_token_key
+from daemonset.control_plane.conditions import Judgement
 from daemonset.control_plane.config import ControlPlaneConfig
 from daemonset.control_plane.objects.meta import ObjectKey
 from daemonset.control_plane.objects.objectset import ObjectSet
@@ -48,6 +49,10 @@ class Backend(Protocol):
         """Put the roots where those who need them look. Called again when they change."""
         ...
 
+    def judged(self, judgement: Judgement) -> None:
+        """The objects have been translated (again)."""
+        ...
+
     async def run(self) -> None:
         """What must run while the control plane serves; may end at once."""
         ...
@@ -77,6 +82,9 @@ class FolderBackend:
 
     async def hand_out_roots(self, roots_pem: str) -> None:
         self._write_roots(roots_pem)
+
+    def judged(self, judgement: Judgement) -> None:
+        """Files have no status: what there is to say stands in the log and in findings."""
 
     async def run(self) -> None:
         return

@@ -15,6 +15,8 @@ from daemonset.control_plane.ca.root_maps import RootMaps
 from daemonset.control_plane.ca.secret_authority import SecretAuthority
 from daemonset.control_plane.ca.token_review import TokenReviewVerifier
 from daemonset.control_plane.ca.tokens import TokenSigner
+from daemonset.control_plane.condition_writer import ConditionWriter
+from daemonset.control_plane.conditions import Judgement
 from daemonset.control_plane.sources.kubernetes import KubernetesSource
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.kube.client import KubeClient
@@ -47,6 +49,7 @@ class KubernetesBackend:
         client: KubeClient,
         secrets: SecretAuthority,
         authority: Authority,
+        settings: MeshSettings,
         replica: Replica,
         pace: Pace | None,
         lease_times: LeaseTimes | None,
@@ -60,6 +63,7 @@ class KubernetesBackend:
         self.verifier = TokenReviewVerifier(client)
         self.election = LeaderElection(client, replica.namespace, LEASE, replica.name, lease_times)
         self._maps = RootMaps(client, self.election, lambda: self._roots, pace)
+        self.conditions = ConditionWriter(client, self.election, self.source, settings, pace)
 
     @classmethod
     async def open(
@@ -78,7 +82,7 @@ class KubernetesBackend:
         """
         secrets = SecretAuthority(client, settings.root_namespace, settings.trust_domain)
         authority = await secrets.open()
-        return cls(client, secrets, authority, replica, pace, lease_times)
+        return cls(client, secrets, authority, settings, replica, pace, lease_times)
 
     async def read_authority(self) -> Authority:
         found = await self._secrets.read()
@@ -90,10 +94,14 @@ class KubernetesBackend:
         self._roots = roots_pem
         self._maps.look()
 
+    def judged(self, judgement: Judgement) -> None:
+        self.conditions.judged(judgement)
+
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.election.run)
             nursery.start_soon(self._maps.run)
+            nursery.start_soon(self.conditions.run)
 
     def __str__(self) -> str:
         return f"the Kubernetes API at {self._client}"

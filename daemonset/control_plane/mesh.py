@@ -13,6 +13,7 @@ from daemonset.control_plane.objects.objectset import ObjectSet
 from daemonset.control_plane.objects.pod import Pod
 from daemonset.control_plane.translation.enrolment import is_captured, is_selected
 from daemonset.control_plane.translation.finding import Finding, Severity
+from daemonset.control_plane.translation.service_info import ServiceInfo
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.control_plane.translation.translate import Translation, Translator
 from daemonset.control_plane.xds.snapshot import Snapshot
@@ -38,6 +39,7 @@ class Mesh:
         self._translator = Translator(settings)
         self._reported: frozenset[Finding] = frozenset()
         self.findings: tuple[Finding, ...] = ()
+        self.services: tuple[ServiceInfo, ...] = ()
         self.snapshot = Snapshot(0, {}, {})
         self.directory = Directory({}, lambda pod: False)
 
@@ -61,6 +63,7 @@ class Mesh:
         self.directory = Directory(objects.pods, _belonging(objects, captured, self._settings))
         self.snapshot = snapshot
         self.findings = translation.findings
+        self.services = translation.services
         self._report(translation, place)
         self._count(translation, seconds, problems)
         return snapshot

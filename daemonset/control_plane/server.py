@@ -19,6 +19,7 @@ from daemonset.control_plane.ca.authority import AuthorityHolder
 from daemonset.control_plane.ca.service import CertificateService
 from daemonset.control_plane.ca.serving import ServingCertificate
 from daemonset.control_plane.ca.tokens import TokenSubject
+from daemonset.control_plane.conditions import Judgement
 from daemonset.control_plane.config import ControlPlaneConfig, ServingConfig
 from daemonset.control_plane.grpc_server import GrpcThread, Listener
 from daemonset.control_plane.mesh import Mesh
@@ -284,6 +285,9 @@ class ControlPlane:
         """A large mesh takes a while, and clients are answered meanwhile."""
         snapshot = await trio.to_thread.run_sync(
             self._mesh.update, self.objects, self._captured, self._place, len(self.problems)
+        )
+        self._backend.judged(
+            Judgement(self.objects, self._mesh.services, self._mesh.findings, self.problems)
         )
         if serving:
             self._grpc.call(lambda: self._discovery.publish(snapshot))

@@ -71,13 +71,14 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Times in seconds."""
+    """Times in seconds. ``settle``: changes within it are answered together."""
 
     first_pause: float = 0.2
     longest_pause: float = 30.0
     watch: float = 290.0
     absent: float = 5.0
     relist: float = 1.0
+    settle: float = 1.0
     page: int = 500
 
 
@@ -114,6 +115,11 @@ class Reflector:
         self.lists = 0
         self.watches = 0
         self.trouble = ""
+
+    @property
+    def version(self) -> str:
+        """The version in which the kind is read now."""
+        return self._version
 
     async def run(self) -> None:
         """Never returns; what goes wrong is logged, and tried again."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import trio
 
+from daemonset.control_plane.conditions import Standing
 from daemonset.control_plane.objects.meta import ObjectKey
 from daemonset.control_plane.objects.objectset import ObjectSet
 from daemonset.control_plane.sources.kubernetes_kinds import KINDS
@@ -60,6 +61,25 @@ class KubernetesSource:
     @property
     def off(self) -> tuple[str, ...]:
         return tuple(store.off for store in self._stores if store.is_absent)
+
+    @property
+    def standing(self) -> dict[ObjectKey, Standing]:
+        """All objects whose status is written here, readable or not, as they are now."""
+        return {
+            ObjectKey(store.kind.kind, name[0], name[1]): found
+            for store in self._stores
+            for name, found in store.standing.items()
+            if not isinstance(name, str)
+        }
+
+    def address(self, key: ObjectKey) -> tuple[str, str]:
+        """The apiVersion and the path of an object of a namespace."""
+        reflector = self.reflectors[key.kind]
+        [resource] = [store.kind.resource for store in self._stores if store.kind.kind == key.kind]
+        version = reflector.version
+        path = resource.path(version).removesuffix(resource.plural)
+        group_version = f"{resource.group}/{version}" if resource.group else version
+        return group_version, f"{path}namespaces/{key.namespace}/{resource.plural}/{key.name}"
 
     def place(self, key: ObjectKey, field: str = "") -> str:
         """Objects of the API stand in no file."""

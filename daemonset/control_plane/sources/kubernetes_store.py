@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
+from daemonset.control_plane.conditions import TYPES, Standing, standing
 from daemonset.control_plane.objects.located import locate
 from daemonset.control_plane.objects.registry import AnyObject, read_object
 from daemonset.control_plane.objects.section import ObjectError
@@ -38,6 +39,7 @@ class KindStore:
         self._stood_in: set[Name] = set()
         self._view: Mapping[Name, AnyObject] | None = None
         self._listed: set[Name] | None = None
+        self._standing: dict[Name, Standing] = {}
 
     @property
     def objects(self) -> Mapping[Name, AnyObject]:
@@ -50,6 +52,11 @@ class KindStore:
     def problems(self) -> Mapping[Name, Problem]:
         return self._problems
 
+    @property
+    def standing(self) -> Mapping[Name, Standing]:
+        """What the API server says of objects whose status is written here, readable or not."""
+        return self._standing
+
     def begin(self) -> None:
         self._listed = set()
 
@@ -57,6 +64,8 @@ class KindStore:
         name = _name(item)
         if self._listed is not None:
             self._listed.add(name)
+        if self.kind.kind in TYPES:
+            self._note(name, standing(item, self.kind.kind))
         value = locate(self.kind.document(item))
         problem = None
         try:
@@ -106,10 +115,18 @@ class KindStore:
 
     def _remove(self, name: Name) -> None:
         self._stood_in.discard(name)
+        self._standing.pop(name, None)
         if self._problems.pop(name, None) is not None:
             self._on_change()
         if self._objects.pop(name, None) is not None:
             self._changed()
+
+    def _note(self, name: Name, now: Standing) -> None:
+        before = self._standing.get(name)
+        self._standing[name] = now
+        # What is said of the object is to name the generation that it is about.
+        if before is not None and (before.uid, before.generation) != (now.uid, now.generation):
+            self._on_change()
 
     def _changed(self) -> None:
         self._view = None

@@ -100,6 +100,16 @@ def convert(
     return message
 
 
+def asks_for_http(policy: AuthorizationPolicy) -> bool:
+    """Is there anything in it that only a waypoint can check?"""
+    return any(
+        checked.missing
+        for rule in policy.rules
+        for clause in _clauses(rule, policy.meta.namespace, same_port)
+        for checked in clause
+    )
+
+
 def _scope(policy: AuthorizationPolicy, settings: MeshSettings, workload: bool) -> Scope:
     if workload or policy.selector is not None:
         return Scope.WORKLOAD_SELECTOR

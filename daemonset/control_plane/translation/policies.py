@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from daemonset.control_plane.objects.authorization_policy import AuthorizationPolicy, TargetRef
 from daemonset.control_plane.objects.meta import ObjectKey
 from daemonset.control_plane.objects.objectset import ObjectSet
-from daemonset.control_plane.translation.authorization import convert
+from daemonset.control_plane.translation.authorization import asks_for_http, convert
 from daemonset.control_plane.translation.authorization_match import PortTargets
 from daemonset.control_plane.translation.endpoints import Selectable, ServicePorts
 from daemonset.control_plane.translation.finding import Findings
@@ -155,7 +155,34 @@ class Policies:
                 "enforced for it.",
                 "Correct the name.",
             )
+        self._report_waypoints(policy, found, field)
         return [service for service in found if service.waypoint is None]
+
+    def _report_waypoints(
+        self, policy: AuthorizationPolicy, services: list[ServiceInfo], field: str
+    ) -> None:
+        for service in services:
+            if service.waypoint is None:
+                continue
+            if not service.waypoint.ready:
+                self._findings.warning(
+                    policy.meta.key,
+                    field,
+                    "WaypointIsNotReady",
+                    f"the waypoint of {service.name} is missing or not ready: what should pass it "
+                    "is refused.",
+                )
+            nameless = [port.number for port in service.ports if not (port.name or port.protocol)]
+            if nameless and asks_for_http(policy):
+                ports = ", ".join(map(str, sorted(nameless)))
+                self._findings.warning(
+                    policy.meta.key,
+                    field,
+                    "PortWithoutName",
+                    f"port {ports} of {service.name} has no name that says its protocol: the "
+                    "waypoint takes it for TCP, and rules about requests do not apply.",
+                    "Name it http-…, grpc-… or the like.",
+                )
 
     def of_workload(self, key: ObjectKey, labels: Mapping[str, str]) -> tuple[list[str], Verdict]:
         """Names to attach, sorted, and what peer authentication says."""

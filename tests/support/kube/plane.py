@@ -20,7 +20,7 @@ from daemonset.kube.reflector import Pace
 from tests.support.kube.cluster import Cluster
 
 PATIENCE = 120.0
-QUICK = Pace(first_pause=0.05, longest_pause=1.0, absent=0.5, relist=0.2)
+QUICK = Pace(first_pause=0.05, longest_pause=1.0, absent=0.5, relist=0.2, settle=0.1)
 QUICK_LEASE = LeaseTimes(duration=4.0, step_down=3.0, look=0.3)
 SETTINGS = MeshSettings()
 
