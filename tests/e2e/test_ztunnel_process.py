@@ -128,6 +128,53 @@ def test_below_an_agent_that_speaks_istios_bytes(place: Path, tmp_path: Path) ->
             ztunnel.stop()
 
 
+def test_few_connections_stay_on_one_worker_and_many_are_spread(
+    place: Path, tmp_path: Path
+) -> None:
+    resources = place / "mesh.yaml"
+    with lab(nodes=1, pods={"client": 1, "server": 1}) as room:
+        resources.write_text(mesh_yaml(room, "client"))  # the server is outside the mesh
+        room.app("server", echo=7000)
+        cni = Cni(place / "zds.sock")
+        ztunnel = Running(
+            room, 1, tmp_path / "ztunnel.log",
+            INPOD_UDS=str(place / "zds.sock"), LOCAL_XDS_PATH=str(resources),
+            ZTUNNEL_WORKER_THREADS="2",
+        )  # fmt: skip
+        client = room.pod("client").network
+        with captured(room, "client"), ExitStack() as stack:
+            stack.callback(cni.close)
+            cni.accept()
+            assert cni.ask(add("u-client", "client"), client.fd) == ACK
+            assert cni.ask(SNAPSHOT_SENT) == ACK
+            ztunnel.until_ready()
+            wait_for(lambda: listeners(client).get(15001) == 2, "two workers", ztunnel.log)
+
+            def connect(count: int) -> None:
+                for _ in range(count):
+                    sock = stack.enter_context(client.socket(socket.AF_INET, socket.SOCK_STREAM))
+                    sock.settimeout(PATIENCE)
+                    sock.connect((room.ip("server"), 7000))
+                    sock.sendall(b"?")
+                    assert sock.recv(1) == b"?"
+
+            def flows() -> list[float]:
+                return sorted(
+                    sample.value
+                    for sample in ztunnel.metrics()
+                    if sample.name == "ztunnel_engine_flows"
+                )
+
+            connect(16)
+            wait_for(lambda: sum(flows()) == 16, "16 connections", ztunnel.log)
+            assert flows() == [0, 16]
+            connect(184)
+            wait_for(lambda: sum(flows()) == 200, "200 connections", ztunnel.log)
+            # The first 64 on one, and half of the others.
+            assert flows()[0] > 20
+            ztunnel.stop()
+
+
 def told_on_both_sides(ztunnel: Running) -> None:
     """Both reporters of the connection that `echoes` made, scraped from port 15020."""
     for reporter in ("source", "destination"):

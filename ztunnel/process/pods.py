@@ -108,7 +108,10 @@ class Pods:
         pod = self._new(uid, info, os.dup(netns_fd) if netns_fd is not None else None)
         if old is not None:
             old.close()
-        for worker in self._welcome():
+        # The first to listen gets the pod's first connections: not the same worker for every pod.
+        workers = self._welcome()
+        first = pod.serial % len(workers) if workers else 0
+        for worker in (*workers[first:], *workers[:first]):
             self._send(worker, pod)
         with trio.move_on_after(_START_TIMEOUT):
             while not pod.listeners and self._pods.get(uid) is pod:

@@ -31,6 +31,7 @@ from ztunnel.process.log_flush import LogFlush
 from ztunnel.process.logs import WorkerLogs
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.context import Context
+from ztunnel.proxy.gathering import LOOK_EVERY, Business, look_at
 from ztunnel.proxy.pod import PodInfo, PodProxy
 from ztunnel.relay.engine import Engine
 from ztunnel.relay.probe import probe_paths
@@ -108,6 +109,8 @@ class Worker:
                     self._done.set,
                 )
                 nursery.start_soon(self._housekeeping)
+                if self._context.has_company:
+                    nursery.start_soon(self._gather)
                 await self._done.wait()
                 for pod in list(self._pods.values()):
                     pod.close("connection closed due to connection drain")
@@ -413,6 +416,13 @@ class Worker:
         return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
     # ---- housekeeping
+
+    async def _gather(self) -> None:
+        business = Business()
+        while True:
+            await trio.sleep(LOOK_EVERY)
+            if not self._draining:
+                look_at(self._pods.values(), business)
 
     async def _housekeeping(self) -> None:
         while True:

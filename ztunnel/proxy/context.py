@@ -88,6 +88,8 @@ class Context:
         )
         self.local_pods: dict[tuple[str, str], PodProxy] = {}  # by namespace and name
         self._paths: dict[str, tuple[Cell, Cell]] = {}
+        # Whether others listen on the same ports.
+        self.has_company = sockets.port_reuse and config.workers > 1
         self.keep_source = sockets.original_source is not OriginalSource.NEVER
         self.must_keep_source = sockets.original_source is OriginalSource.ALWAYS
         self.illegal_ports = ILLEGAL_PORTS | {SOCKS_PORT} if config.socks5 else ILLEGAL_PORTS

@@ -10,6 +10,7 @@ from typing import Final
 
 from ztunnel.linux.sockets import SocketAddress, canonical
 from ztunnel.proxy.admission import Admission
+from ztunnel.proxy.gathering import Gathered
 from ztunnel.relay.engine import Engine
 
 log = logging.getLogger("ztunnel.proxy")
@@ -31,7 +32,12 @@ Accepted = Callable[[socket.socket, SocketAddress], None]
 
 
 class Listener:
-    """Accepts connections and hands them on with their client's address."""
+    """Accepts connections and hands them on with their client's address.
+
+    Args:
+        gathered: its part of the listeners that all workers have on this port; None for one that
+            is alone.
+    """
 
     def __init__(
         self,
@@ -39,11 +45,13 @@ class Listener:
         admission: Admission,
         sock: socket.socket,
         accepted: Accepted,
+        gathered: Gathered | None = None,
     ) -> None:
         self._engine = engine
         self._admission = admission
         self.socket = sock
         self._accepted = accepted
+        self.gathered = gathered
         self._closed = False
         engine.register(sock.fileno(), self, select.EPOLLIN)
 
@@ -64,6 +72,8 @@ class Listener:
                 raise
             sock.setblocking(False)
             full = self._admission.is_full(sock)
+            if self.gathered is not None:
+                self.gathered.accepted()
             try:
                 self._accepted(sock, (canonical(address[0]), address[1]))
             except Exception:

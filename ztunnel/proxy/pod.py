@@ -27,6 +27,7 @@ from ztunnel.proxy.certificates import CertificateUnavailable
 from ztunnel.proxy.connection import Connection
 from ztunnel.proxy.context import SOCKS_PORT, Context
 from ztunnel.proxy.dns import PodDns, make_resolver, search_domains
+from ztunnel.proxy.gathering import ENOUGH, ENOUGH_TUNNELS, Gathered
 from ztunnel.proxy.handshake import shake_hands
 from ztunnel.proxy.inbound import InboundTunnel
 from ztunnel.proxy.join import Joined
@@ -134,6 +135,7 @@ class PodProxy:
     def _listen(self, inherited: dict[str, socket.socket]) -> None:
         """Opens every listener or none. Raises OSError."""
         opened: dict[str, socket.socket] = {}
+        taken_over = set(inherited)
         try:
             for kind, address, port, transparent in self._wanted():
                 sock = self._inherit(inherited, kind)
@@ -157,7 +159,13 @@ class PodProxy:
                 # Accepted sockets inherit it: cheaper than setting it on each of them.
                 set_connection_options(sock, self.context.keepalive)
             context = self.context
-            self._listeners[kind] = Listener(context.engine, context.admission, sock, accept[kind])
+            gathered = None
+            if context.has_company:
+                enough = ENOUGH_TUNNELS if kind == "hbone" else ENOUGH
+                gathered = Gathered(sock, enough, fresh=kind not in taken_over)
+            self._listeners[kind] = Listener(
+                context.engine, context.admission, sock, accept[kind], gathered
+            )
 
     def _wanted(self) -> list[tuple[str, str, int, bool]]:
         """(kind, address or "" for any, port, transparent) of each listener for TCP but DNS."""
@@ -210,6 +218,14 @@ class PodProxy:
         if self._dns is not None:
             found |= self._dns.sockets()
         return found
+
+    def look_at_listeners(self, busy: bool) -> None:
+        """Has new connections gathered here or spread over the workers (see `gathering`)."""
+        connections = self.context.registry.count_of(self.uid)
+        for kind, listener in self._listeners.items():
+            if listener.gathered is not None:
+                count = len(self._tunnels) if kind == "hbone" else connections
+                listener.gathered.look(count, busy)
 
     async def run(self) -> None:
         """Does what the pod needs tasks for, until it is closed."""

@@ -40,6 +40,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._live: set[Live] = set()
+        self._by_pod: dict[str, int] = {}
         self.open = (0, 0)
 
     def __len__(self) -> int:
@@ -47,11 +48,19 @@ class Registry:
 
     def add(self, connection: Live) -> None:
         """Before it is judged: a policy that changes meanwhile must find it here."""
-        self._live.add(connection)
+        if connection not in self._live:
+            self._live.add(connection)
+            self._by_pod[connection.uid] = self._by_pod.get(connection.uid, 0) + 1
 
     def remove(self, connection: Live) -> None:
         """Idempotent."""
-        self._live.discard(connection)
+        if connection in self._live:
+            self._live.remove(connection)
+            left = self._by_pod[connection.uid] - 1
+            if left:
+                self._by_pod[connection.uid] = left
+            else:
+                del self._by_pod[connection.uid]
 
     def rejudge(self, state: MeshState, changes: Changes, uids: Container[str]) -> None:
         """Lets every connection of these pods look at what changed. One that cannot be judged is
@@ -66,6 +75,10 @@ class Registry:
     def of(self, uid: str) -> list[Live]:
         """Those of one pod."""
         return [connection for connection in self._live if connection.uid == uid]
+
+    def count_of(self, uid: str) -> int:
+        """How many one pod has."""
+        return self._by_pod.get(uid, 0)
 
     def count(self) -> None:
         """Moves the bytes of live connections into the metrics."""
