@@ -13,6 +13,7 @@ from tests.support.proxies import Proxies, proxies
 from tests.support.sockets import listen, receive_exactly, serve_echo
 from ztunnel.linux.netns import set_sysctl
 from ztunnel.linux.sockets import IP_TRANSPARENT, SO_MARK
+from ztunnel.proxy.gathering import ENOUGH
 from ztunnel.proxy.pod import PodInfo, PodProxy
 
 pytestmark = pytest.mark.root
@@ -64,7 +65,7 @@ async def test_ports_marks_and_shared_ports(settings: dict[str, str], mark: int 
 
 
 async def test_two_workers_share_every_port() -> None:
-    """The kernel spreads connections over the listeners of both."""
+    """One takes the first connections; those that are too many for it are spread over both."""
     with lab(nodes=2, pods={"client": 1, "server": 2}) as room:
         async with proxies(room) as mesh, trio.open_nursery() as nursery:
             pair = Pair(room, mesh, mesh.enroll("client"), mesh.enroll("server"))
@@ -73,12 +74,13 @@ async def test_two_workers_share_every_port() -> None:
             namespace = room.pod("client").network.duplicate()
             info = PodInfo("other-worker", "client", "shop", "client")
             second = PodProxy(mesh.context, info, namespace, {})
-            streams = [await pair.dial() for _ in range(64)]
+            streams = [await pair.dial() for _ in range(2 * ENOUGH)]
             for stream in streams:
                 assert await echoes(stream)
             registry = mesh.context.registry
             shares = len(registry.of(first.uid)), len(registry.of(second.uid))
-            assert sum(shares) == 64
+            assert sum(shares) == 2 * ENOUGH
+            assert max(shares) >= ENOUGH
             assert min(shares) > 8
             # The one may go while the other serves on.
             second.close("enough")
