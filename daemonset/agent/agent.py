@@ -111,6 +111,26 @@ class Agent:
                 return
             await changed.wait()
 
+    def leave(self, reason: str) -> None:
+        """From now on no pod is to be in the mesh; what an agent before this one left in them is
+        removed."""
+        self._reconciler.dissolve(reason)
+
+    def leftovers(self) -> list[str]:
+        """What of the mesh is still in pods and on the node, in words. Synchronous: asks the
+        kernel."""
+        found = []
+        try:
+            if self._probes.is_present():
+                found.append("the node's own rules")
+        except CaptureError as error:
+            found.append(str(error))
+        return found + self._reconciler.leftovers()
+
+    def note_change(self) -> None:
+        """Something that goes into a report has changed elsewhere."""
+        self._note_change()
+
     async def dissolve(self) -> None:
         """Have every pod leave the mesh, and take the node's own rules away; then return.
 

@@ -70,6 +70,17 @@ def unchained(text: str) -> str:
     return _format({**configuration, "plugins": others})
 
 
+def plugins_in(text: str) -> tuple[str, ...]:
+    """The types of a configuration's plugins, in order; none where it is no configuration."""
+    try:
+        plugins = _parse(text).get("plugins")
+    except ChainError:
+        return ()
+    if not isinstance(plugins, list):
+        return ()
+    return tuple(str(each.get("type")) for each in plugins if isinstance(each, dict))
+
+
 def _parse(text: str) -> dict[str, Any]:
     try:
         configuration = json.loads(text)

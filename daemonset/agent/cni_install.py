@@ -14,7 +14,15 @@ from typing import NoReturn
 
 import trio
 
-from daemonset.agent.cni_chain import PLUGIN, SUFFIXES, ChainError, Entry, chained, unchained
+from daemonset.agent.cni_chain import (
+    PLUGIN,
+    SUFFIXES,
+    ChainError,
+    Entry,
+    chained,
+    plugins_in,
+    unchained,
+)
 
 logger = logging.getLogger("daemonset.agent.cni")
 
@@ -40,6 +48,8 @@ class CniInstaller:
         self._entry = entry
         self.complaint = "has not been installed yet"
         """Why pods that start now may not be captured at once; "" when all is well."""
+        self.configuration: tuple[str, tuple[str, ...]] = ("", ())
+        """The file that we are chained into, and the plugins in it, in order."""
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Install, and bring back what others take away, until cancelled. Never raises else."""
@@ -84,7 +94,24 @@ class CniInstaller:
             changes.append(f"chained into {path.with_name(name)}")
             if name != path.name:
                 path.unlink()
+        self.configuration = (name, plugins_in(new))
         return changes
+
+    def leftovers(self) -> list[str]:
+        """What of the plugin is still on the node, in words; raises nothing."""
+        found = []
+        try:
+            found += [
+                f"the CNI plugin is still named in {path}"
+                for path in self._configurations()
+                if PLUGIN in plugins_in(path.read_text("utf-8", errors="replace"))
+            ]
+        except OSError as error:
+            found.append(f"cannot look for the CNI plugin: {error}")
+        target = self._folders.binaries / PLUGIN
+        if target.exists():
+            found.append(f"the CNI plugin {target}")
+        return found
 
     def withdraw(self) -> list[str]:
         """Takes our plugin out of every configuration, and then its program away.

@@ -20,8 +20,20 @@ from daemonset.agent.enrolment import (
 )
 from daemonset.agent.mark import MarkError
 from daemonset.agent.node_agent import NodeAgent, NodeAgentConfig
-from daemonset.kube.client import KubeClient
+from daemonset.agent.owners import NotAloneError
+from daemonset.kube.client import ApiError, KubeClient, leaves
 from daemonset.kube.config import KubeConfigError, find_config
+
+_EXPECTED = (
+    OSError,
+    MarkError,
+    CaptureError,
+    NotAloneError,
+    ApiError,
+    KubeConfigError,
+    SelectorError,
+    ValueError,
+)
 
 
 def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -59,6 +71,10 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
         help="where ztunnel and this agent run")  # fmt: skip
     add("--selectors", metavar="YAML", default=environment("AMBIENT_ENABLEMENT_SELECTOR", ""),
         help="which pods are in the mesh (AMBIENT_ENABLEMENT_SELECTOR)")  # fmt: skip
+    add("--revision", metavar="NAME", default=environment("REVISION", "default"),
+        help="pods with another label istio.io/rev are left alone (REVISION)")  # fmt: skip
+    add("--pod", metavar="NAME", default=environment("POD_NAME", ""),
+        help="this agent's own, which carries its report (POD_NAME)")  # fmt: skip
     add("--no-dns-capture", action="store_true",
         default=environment("AMBIENT_DNS_CAPTURE", "true") == "false")  # fmt: skip
     add("--istio-mark", action="store_true", default=environment("ISTIO_MARK", "") == "true",
@@ -78,7 +94,11 @@ def read_config(arguments: argparse.Namespace) -> NodeAgentConfig:
     text = arguments.selectors
     selectors = parse_selectors(text) if text else DEFAULT_SELECTORS
     options = EnrolmentOptions(
-        selectors, frozenset(excluded), arguments.system_namespace, not arguments.no_dns_capture
+        selectors,
+        frozenset(excluded),
+        arguments.system_namespace,
+        not arguments.no_dns_capture,
+        arguments.revision,
     )
     cni = None
     if arguments.cni_plugin is not None:
@@ -101,6 +121,7 @@ def read_config(arguments: argparse.Namespace) -> NodeAgentConfig:
         metrics_port=arguments.metrics_port,
         agent_ns=arguments.system_namespace,
         daemon_set=arguments.daemon_set,
+        pod=arguments.pod,
         pods=options,
     )
 
@@ -114,9 +135,9 @@ def _serve(arguments: argparse.Namespace) -> int:
         config = read_config(arguments)
         client = KubeClient(find_config(arguments.context))
         trio.run(_run_until_signal, NodeAgent(config, client))
-    except* (OSError, MarkError, CaptureError, KubeConfigError, SelectorError, ValueError) as group:
-        for error in group.exceptions:
-            print(error, file=sys.stderr)
+    except* _EXPECTED as group:
+        for error in leaves(group):
+            print(f"ambient node-agent: {error}", file=sys.stderr)
         code = 1
     return code
 

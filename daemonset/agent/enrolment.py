@@ -10,6 +10,7 @@ from daemonset.control_plane.objects.located import Located
 from daemonset.control_plane.objects.section import ObjectError, Section
 from daemonset.control_plane.objects.selector import LabelSelector, Requirement, read_selector
 from daemonset.control_plane.sources.yaml_documents import YamlError, read_documents
+from daemonset.control_plane.translation.revisions import REVISION, revision_of
 
 MODE_LABEL = "istio.io/dataplane-mode"
 SIDECAR_ANNOTATION = "sidecar.istio.io/status"
@@ -67,12 +68,14 @@ DEFAULT_SELECTORS = (
 
 @dataclass(frozen=True, slots=True)
 class EnrolmentOptions:
-    """`system_namespace` is where ztunnel itself lives (pods there with the label app=ztunnel)."""
+    """`system_namespace` is where ztunnel itself lives (pods there with the label app=ztunnel);
+    pods of another `revision` (label istio.io/rev) are another mesh's."""
 
     selectors: tuple[EnablementSelector, ...] = DEFAULT_SELECTORS
     excluded_namespaces: frozenset[str] = frozenset({"kube-system"})
     system_namespace: str = "istio-system"
     dns_capture: bool = True
+    revision: str = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,13 @@ def decide_enrolment(pod: Pod, options: EnrolmentOptions) -> Enrolment:
         return Enrolment(False, obstacle)
     for selector in options.selectors:
         if selector.pod.matches(pod.labels) and selector.namespace.matches(pod.namespace_labels):
+            wanted = revision_of(pod.labels, pod.namespace_labels)
+            if wanted not in ("", options.revision):
+                return Enrolment(
+                    False,
+                    f"label {REVISION} gives it to the control plane of revision {wanted}; this "
+                    f"one is {options.revision}",
+                )
             return _captured(pod, options, _why(selector))
     if pod.labels.get(MODE_LABEL) == "none":
         return Enrolment(False, f"its label {MODE_LABEL} is none")

@@ -135,6 +135,14 @@ class HostProbes:
         except OSError as error:
             raise CaptureError(explained("cannot remove the node's rules", error)) from error
 
+    def is_present(self) -> bool:
+        """Whether the rules are there."""
+        try:
+            with Nftables(self._namespace) as nftables:
+                return TABLE in nftables.table_names()
+        except OSError as error:
+            raise CaptureError(explained("cannot ask for the node's rules", error)) from error
+
     def _replace(self, what: str) -> None:
         table = host_table()
         sets = tuple(

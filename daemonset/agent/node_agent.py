@@ -1,8 +1,12 @@
 """The node agent on Kubernetes: everything that one node needs, as the DaemonSet runs it."""
 
+import json
 import logging
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from importlib.metadata import version
 from pathlib import Path
 
 import trio
@@ -14,10 +18,20 @@ from daemonset.agent.cni_chain import Entry
 from daemonset.agent.cni_install import CniFolders, CniInstaller
 from daemonset.agent.cni_server import CniServer
 from daemonset.agent.enrolment import EnrolmentOptions
+from daemonset.agent.owners import (
+    PATIENCE,
+    NotAloneError,
+    only_agent,
+    other_agents,
+    wait_unserved,
+    watch_socket,
+)
 from daemonset.agent.pod_book import PodBook
-from daemonset.agent.pod_notes import PodNotes
+from daemonset.agent.pod_notes import REDIRECTION, PodNotes
 from daemonset.agent.pod_watch import watch_pods
 from daemonset.agent.proc_netns import ProcResolver
+from daemonset.agent.report import WITHDRAW, Chain, Feature, NodeReport, make_report
+from daemonset.agent.report_writer import ReportWriter
 from daemonset.agent.starting import Starting
 from daemonset.agent.unenrolled_file import keep_list
 from daemonset.kube.client import ApiError, ApiUnavailableError, KubeClient
@@ -30,11 +44,13 @@ logger = logging.getLogger("daemonset.agent")
 LEAVE_SECONDS = 20.0
 """For all pods to leave the mesh when the agent is taken off the node for good."""
 _ASK_SECONDS = 5.0
+_PROBE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class NodeAgentConfig:
-    """`agent_ns` and `daemon_set` name what runs us ("" outside a cluster: the rules then stay)."""
+    """`agent_ns`, `daemon_set` and `pod` name what runs us ("" outside a cluster: the rules then
+    stay, and nobody is told of this node). `patience`: seconds for an agent before this one."""
 
     node: str
     agent: AgentConfig
@@ -46,6 +62,8 @@ class NodeAgentConfig:
     metrics_port: int = 15014
     agent_ns: str = ""
     daemon_set: str = ""
+    pod: str = ""
+    patience: float = PATIENCE
     pods: EnrolmentOptions = field(default_factory=EnrolmentOptions)
 
 
@@ -72,6 +90,8 @@ class NodeAgent:
             lambda: self._agent.status, lambda: self._cni.answers, lambda: not self._not_installed()
         )
         self._serving = False
+        self._features: tuple[Feature, ...] = ()
+        self._left: tuple[str, ...] | None = None
 
     @property
     def mark(self) -> int:
@@ -83,25 +103,75 @@ class NodeAgent:
         return self._metrics.render()
 
     async def run(self, stop: trio.Event) -> None:
-        """Work until `stop`. Raises what `Agent.run` and the servers raise."""
+        """Work until `stop`. Raises what `Agent.run` and the servers raise, and NotAloneError."""
+        config = self._config
+        who = f"pod {config.agent_ns}/{config.pod}" if config.pod else f"agent of {config.node}"
+        async with only_agent(config.agent.run_dir / "agent.lock", who, config.patience):
+            await wait_unserved(config.agent.zds_path, config.patience)
+            await self._look_for_others()
+            await self._work(stop)
+
+    async def _look_for_others(self) -> None:
+        config = self._config
+        query = {"fieldSelector": f"spec.nodeName={config.node}"}
+        pods = (await self._client.call("GET", "/api/v1/pods", query)).get("items") or ()
+        folder = str(config.agent.zds_path.parent)
+        others = other_agents(pods, folder, (config.agent_ns, config.daemon_set))
+        if others:
+            raise NotAloneError(
+                f"this node belongs to another mesh's node agent: {', '.join(others)} (it mounts "
+                f"{folder} and the node's CNI). Uninstall one of the two, or keep this one off "
+                "such nodes with a nodeSelector"
+            )
+
+    async def _work(self, stop: trio.Event) -> None:
         async with trio.open_nursery() as nursery:
             await self._open_servers(nursery)
             nursery.start_soon(watch_pods, self._client, self._config.node, self._source)
             nursery.start_soon(keep_list, self._unenrolled, self._source, self._config.pods)
+            await self._source.wait_complete()
+            withdrawing = self._is_to_withdraw()
+            if withdrawing:
+                self._agent.leave(_WITHDRAWN)  # nobody is to be captured before
             await nursery.start(self._agent.run, self._source)
+            nursery.start_soon(watch_socket, self._config.agent.zds_path)
             await nursery.start(self._cni.run)
             self._serving = True
             # The plugin comes last: from then on the node's pods wait for us.
             installing = trio.CancelScope()
-            if self._installer is not None:
+            if self._installer is not None and not withdrawing:
                 nursery.start_soon(self._install, self._installer, installing)
             nursery.start_soon(self._notes.run)
+            nursery.start_soon(self._tell)
+            nursery.start_soon(self._follow_withdrawal, installing, stop)
             logger.info("the agent of node %s is at work", self._config.node)
             await stop.wait()
-            if await self._is_for_good():
+            if self._left is None and await self._is_for_good():
                 installing.cancel()
-                await self._take_off()
+                with trio.move_on_after(LEAVE_SECONDS):
+                    await self._take_off()
+                self._say_what_is_left()
             nursery.cancel_scope.cancel()
+
+    async def _tell(self) -> None:
+        """The report of this node, for people elsewhere."""
+        config = self._config
+        if not config.pod:
+            return
+        self._features = await probe(config.agent.proc)
+        writer = ReportWriter(
+            self._client, config.agent_ns, config.pod, self._report, self._agent.next_change
+        )
+        await writer.run()
+
+    def _report(self) -> NodeReport:
+        chain = None
+        if self._installer is not None:
+            file, plugins = self._installer.configuration
+            chain = Chain(file, plugins, self._installer.complaint)
+        return make_report(
+            version("ambientd"), self._agent.status, self._features, chain, self._left
+        )
 
     async def _install(self, installer: CniInstaller, scope: trio.CancelScope) -> None:
         with scope:
@@ -159,20 +229,81 @@ class NodeAgent:
             return False
         return "deletionTimestamp" in found["metadata"]
 
+    def _is_to_withdraw(self) -> bool:
+        return bool(self._source.book.namespace_label(self._config.agent_ns, WITHDRAW))
+
+    async def _follow_withdrawal(self, installing: trio.CancelScope, stop: trio.Event) -> None:
+        """Take the mesh off the node while the label says so (`ambient uninstall`)."""
+        while not self._is_to_withdraw():
+            await self._source.next_change().wait()
+        installing.cancel()
+        await self._take_off()
+        self._left = tuple(await trio.to_thread.run_sync(self._what_is_left))
+        self._agent.note_change()
+        self._say_what_is_left()
+        while self._is_to_withdraw():
+            await self._source.next_change().wait()
+        logger.info("the withdrawal is taken back: this agent ends, and the next one begins anew")
+        stop.set()
+
     async def _take_off(self) -> None:
-        logger.info("the agent is being uninstalled: pods leave the mesh")
+        """Everything of the mesh leaves the node. Waits for as long as that takes."""
+        logger.info("the mesh is taken off this node: pods leave it")
         if self._installer is not None:
             try:
                 for change in await trio.to_thread.run_sync(self._installer.withdraw):
                     logger.info("%s", change)
             except OSError as error:
                 logger.error("the CNI plugin cannot be withdrawn: %s", error)
-        with trio.move_on_after(LEAVE_SECONDS):
-            await self._agent.dissolve()
-        left = [pod for pod in self._agent.status.pods if not pod.out_of_mesh]
-        for pod in left:
+        await self._agent.dissolve()
+        # While there is still somebody who may write: rights go with the rest of an installation.
+        await self._notes.wait_written()
+
+    def _what_is_left(self) -> list[str]:
+        """Looked for on the node itself, not taken from what was done."""
+        left = self._agent.leftovers()
+        if self._installer is not None:
+            left += self._installer.leftovers()
+        return left + [f"pod {pod}: annotation" for pod in self._notes.unwritten()]
+
+    def _say_what_is_left(self) -> None:
+        left = [
+            f"pod {pod.namespace}/{pod.name} is still {pod.state.value}: {pod.reason}"
+            for pod in self._agent.status.pods
+            if not pod.out_of_mesh
+        ]
+        left += self._left or ()
+        for what in left:
+            logger.error("%s", what)
+        unwritten = self._notes.unwritten()
+        if unwritten:
             logger.error(
-                "%s/%s is still %s: %s", pod.namespace, pod.name, pod.state.value, pod.reason
+                "%d pods keep the annotation %s, which cannot be removed any more (%s): after "
+                "`ambient uninstall` it is gone, or by kubectl annotate pods --all -A %s-",
+                len(unwritten),
+                REDIRECTION,
+                self._notes.refusal or "there was no time",
+                REDIRECTION,
             )
+            return
         if not left:
             logger.info("nothing of the mesh is left on this node")
+
+
+_WITHDRAWN = f"the mesh is being uninstalled (label {WITHDRAW} of its namespace)"
+
+
+async def probe(proc: Path) -> tuple[Feature, ...]:
+    """What the kernel of this node can do, found out by a process of its own. Never raises."""
+    command = [sys.executable, "-m", "daemonset.agent.node_probe", str(proc)]
+    try:
+        with trio.fail_after(_PROBE_SECONDS):
+            done = await trio.run_process(
+                command, capture_stdout=True, capture_stderr=True, check=False
+            )
+        if done.returncode:
+            raise subprocess.SubprocessError(done.stderr.decode(errors="replace")[-500:])
+        return tuple(Feature(**one) for one in json.loads(done.stdout))
+    except (OSError, trio.TooSlowError, subprocess.SubprocessError, ValueError) as error:
+        logger.error("the kernel cannot be tried: %s", error)
+        return (Feature("trying the kernel", False, False, f"{type(error).__name__}: {error}"),)

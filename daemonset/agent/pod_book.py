@@ -79,6 +79,10 @@ class PodBook:
         pod = self._pods.get(uid)
         return pod.meta.annotations.get(name) if pod is not None else None
 
+    def namespace_label(self, namespace: str, name: str) -> str:
+        """A label of a namespace; "" where there is none."""
+        return self._namespaces.get(namespace, {}).get(name, "")
+
     def pods(self) -> list[Pod]:
         """All of them, as the agent wants them."""
         return [self._pod(pod) for pod in self._pods.values()]

@@ -31,7 +31,8 @@ def annotation(status: PodStatus, present: str | None) -> str | None:
     """
     if status.state is PodState.ENROLLED:
         return "enabled"
-    if status.state is PodState.NOT_IN_MESH:
+    if status.state in (PodState.NOT_IN_MESH, PodState.LEAVING):
+        # Before it has left: whoever still came through a tunnel then would find nobody.
         return None
     if status.state is PodState.PENDING and present is None:
         return "pending"
@@ -48,6 +49,9 @@ class PodNotes:
         self._agent = agent
         self._said: dict[str, tuple[PodState, str]] = {}  # by uid: the event written last
         self._written: dict[str, str | None] = {}  # by uid: ahead of what the watch has told
+        self._wrote = trio.Event()
+        self.refusal = ""
+        """Why nothing may be written any more, as the API server says it; "" as long as it may."""
 
     async def run(self) -> None:
         """Write, until cancelled. Never raises else: what cannot be written is tried again."""
@@ -57,12 +61,29 @@ class PodNotes:
             try:
                 await self._write()
                 pause = FIRST_PAUSE
+                self.refusal = ""
             except (ApiError, ApiUnavailableError) as error:
+                refused = isinstance(error, ApiError) and error.status in (401, 403)
+                self.refusal = str(error) if refused else ""
+                self._tried()
                 logger.warning("pods cannot be annotated: %s; trying again", error)
                 await trio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
                 continue
             await changed.wait()
+
+    def unwritten(self) -> list[str]:
+        """Pods ("namespace/name") whose annotation is not yet what it is to be."""
+        return [
+            f"{status.namespace}/{status.name}"
+            for status in self._agent.status.pods
+            if annotation(status, self._present(status.uid)) != self._present(status.uid)
+        ]
+
+    async def wait_written(self) -> None:
+        """Return when every annotation is what it is to be, or none may be written any more."""
+        while self.unwritten() and not self.refusal:
+            await self._wrote.wait()
 
     async def _write(self) -> None:
         statuses = self._agent.status.pods
@@ -77,6 +98,11 @@ class PodNotes:
                 await self._annotate(status, wanted)
             if status.state in _TROUBLE and self._is_news(status):
                 await self._say(status)
+        self._tried()
+
+    def _tried(self) -> None:
+        self._wrote.set()
+        self._wrote = trio.Event()
 
     def _present(self, uid: str) -> str | None:
         """What the API has: the watch tells of our own writing only later."""

@@ -6,9 +6,12 @@ from contextlib import aclosing
 
 import trio
 
+from daemonset.agent.capture import Capture, CaptureError
+from daemonset.agent.capture_rules import CaptureOptions
 from daemonset.agent.enrolment import Enrolment, EnrolmentOptions, decide_enrolment
+from daemonset.agent.netns_check import check_ownership
 from daemonset.agent.pod_worker import PodWorker, Services
-from daemonset.agent.pods import Pod, PodSource
+from daemonset.agent.pods import NetnsNotFound, Pod, PodSource
 from daemonset.agent.status import PodStatus
 
 logger = logging.getLogger("daemonset.agent")
@@ -52,6 +55,25 @@ class Reconciler:
             worker = self._workers.get(pod.uid)
             if worker is not None:
                 worker.want(pod, self._decide(pod))
+
+    def leftovers(self) -> list[str]:
+        """Which pods still have rules of ours, in words. Synchronous: asks the kernel."""
+        found = []
+        services = self._services
+        for pod in self._pods:
+            if pod.host_network or pod.terminated or not (pod.addresses or pod.netns):
+                continue
+            try:
+                with services.resolver.resolve(pod) as namespace:
+                    check_ownership(pod, namespace, services.host)
+                    capture = Capture(namespace, CaptureOptions(services.mark), services.proc)
+                    if capture.is_present():
+                        found.append(f"pod {pod}: rules")
+            except NetnsNotFound as error:
+                logger.debug("%s: nothing to be looked for: %s", pod, error)
+            except CaptureError as error:
+                found.append(f"pod {pod}: {error}")
+        return found
 
     def _decide(self, pod: Pod) -> Enrolment:
         return Enrolment(False, self._over) if self._over else decide_enrolment(pod, self._options)

@@ -15,7 +15,7 @@ from daemonset.control_plane.config import ServingConfig
 from daemonset.control_plane.kubernetes_backend import KubernetesBackend, Replica
 from daemonset.control_plane.server import ControlPlane, run_until_signal
 from daemonset.control_plane.translation.settings import MeshSettings
-from daemonset.kube.client import ApiError, ApiUnavailableError, KubeClient
+from daemonset.kube.client import ApiError, ApiUnavailableError, KubeClient, leaves
 from daemonset.kube.config import KubeConfigError, find_config
 
 SERVICE = "ambient-control-plane"
@@ -40,7 +40,7 @@ def serve_kubernetes(arguments: argparse.Namespace, settings: MeshSettings) -> i
         client = KubeClient(find_config(arguments.context))
         trio.run(_serve, client, config, replica)
     except* (KubeConfigError, AuthorityError, ApiError, ApiUnavailableError, OSError) as group:
-        for error in _leaves(group):
+        for error in leaves(group):
             print(error, file=sys.stderr)
         code = 1
     return code
@@ -73,10 +73,3 @@ async def _serve(client: KubeClient, config: ServingConfig, replica: Replica) ->
     finally:
         with trio.CancelScope(shield=True):
             await client.forget_idle()
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    found: list[BaseException] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,6 +16,9 @@ from daemonset.agent.agent import AgentConfig
 from daemonset.agent.capture_rules import TABLE
 from daemonset.agent.cni_install import CniFolders
 from daemonset.agent.node_agent import NodeAgent, NodeAgentConfig
+from daemonset.agent.owners import NotAloneError
+from daemonset.agent.private_socket import listening
+from daemonset.agent.report import REPORT, WITHDRAW, NodeReport, read_report
 from daemonset.kube.client import KubeClient
 from daemonset.kube.config import from_kubeconfig
 from tests.daemonset.agent.test_agent import Ztunnel, tables
@@ -64,6 +68,8 @@ class Node:
             metrics_port=0,
             agent_ns="default",
             daemon_set="ambient-agent",
+            pod=f"agent-{name}"[:60].strip("-"),
+            patience=0.0,
         )
         self.ztunnel = Ztunnel()
         self.agent: NodeAgent | None = None
@@ -157,12 +163,7 @@ def node(
 
 
 def label(api: Api, namespace: str, value: str | None) -> None:
-    api.call(
-        "PATCH",
-        f"/api/v1/namespaces/{namespace}",
-        {"metadata": {"labels": {MODE: value}}},
-        content_type="application/merge-patch+json",
-    )
+    set_label(api, namespace, MODE, value)
 
 
 async def test_running_pods_join_and_leave_by_the_label_of_their_namespace(
@@ -262,6 +263,139 @@ async def test_a_pod_that_cannot_be_captured_is_told_of(
         metrics = node.agent.metrics().decode()
         assert 'mesh_bypass_possible{namespace="lost",pod="web",reason="no process of' in metrics
         assert node.annotation(pod) is None
+
+
+def report(api: Api, node: Node) -> NodeReport:
+    pod = api.call("GET", f"/api/v1/namespaces/default/pods/{node.config.pod}")
+    return read_report(pod["metadata"].get("annotations", {}).get(REPORT, "{}"))
+
+
+def reported(api: Api, node: Node, wanted: Callable[[NodeReport], bool]) -> bool:
+    try:
+        return wanted(report(api, node))
+    except ValueError:
+        return False  # there is none yet
+
+
+async def test_the_agent_reports_of_its_node_in_its_own_pod(
+    api: Api, node: Node, network: Cluster
+) -> None:
+    api.namespace("told", **{MODE: "ambient"})
+    pod = node.create("web", "told")
+    node.run(pod, network.pods[0], 300)
+    node.create(node.config.pod, "default")
+    async with running(node):
+        await node.until(lambda: reported(api, node, lambda found: found.pods.get("enrolled") == 1))
+        found = report(api, node)
+        assert {one.name for one in found.features if one.needed and not one.works} == set()
+        assert len(found.features) > 5
+        assert found.chain is not None
+        assert found.chain.plugins == ("ptp", "ambient-cni")
+        assert (found.ztunnels, found.synchronised, found.withdrawn) == (1, True, False)
+
+
+async def test_a_label_of_the_agents_namespace_takes_the_mesh_off_the_node(
+    api: Api, node: Node, network: Cluster
+) -> None:
+    api.namespace("leaving", **{MODE: "ambient"})
+    api.namespace("default")
+    pod = node.create("web", "leaving")
+    node.run(pod, network.pods[0], 300)
+    node.create(node.config.pod, "default")
+    try:
+        async with running(node) as ended:
+            await node.until_annotated(pod, "enabled")
+            await node.until(lambda: (node.folder / "bin/ambient-cni").exists())
+            set_label(api, "default", WITHDRAW, "now")
+            await node.until(lambda: reported(api, node, lambda found: found.withdrawn))
+            assert report(api, node).left == ()
+            assert tables(network.pods[0].namespace) == []
+            assert node.annotation(pod) is None
+            assert not (node.folder / "bin/ambient-cni").exists()
+            assert json.loads((node.folder / "net.d/10-k.conflist").read_text()) == KINDNET
+            assert node.ztunnel.listeners == {}
+            # New pods start without the mesh, and are left alone.
+            other = node.create("next", "leaving")
+            node.run(other, network.pods[1], 301)
+            await node.until(
+                lambda: reported(api, node, lambda found: found.pods.get("not in the mesh") == 3)
+            )
+            assert tables(network.pods[1].namespace) == []
+        # The next agent finds the label before it captures anybody.
+        async with running(node):
+            await node.until(lambda: reported(api, node, lambda found: found.withdrawn))
+            assert tables(network.pods[0].namespace) == []
+            assert not (node.folder / "bin/ambient-cni").exists()
+        async with running(node) as ended:
+            await node.until(lambda: reported(api, node, lambda found: found.withdrawn))
+            set_label(api, "default", WITHDRAW, None)
+            with trio.fail_after(30):
+                await ended.wait()
+        async with running(node):
+            await node.until_annotated(pod, "enabled")
+    finally:
+        set_label(api, "default", WITHDRAW, None)
+
+
+async def test_pods_of_another_revision_are_left_alone(
+    api: Api, node: Node, network: Cluster
+) -> None:
+    api.namespace("theirs", **{MODE: "ambient", "istio.io/rev": "canary"})
+    pod = node.create("web", "theirs")
+    mine = node.create("mine", "theirs", **{"istio.io/rev": "default"})
+    node.run(pod, network.pods[0], 300)
+    node.run(mine, network.pods[1], 301)
+    async with running(node):
+        await node.until_annotated(mine, "enabled")
+        assert tables(network.pods[0].namespace) == []
+        assert node.annotation(pod) is None
+
+
+async def refusal(node: Node) -> str:
+    """What an agent says that does not begin."""
+    client = KubeClient(from_kubeconfig(str(node.api.kubeconfig), None))
+    try:
+        with trio.fail_after(30), pytest.raises(NotAloneError) as caught:
+            await NodeAgent(node.config, client).run(trio.Event())
+    finally:
+        await client.forget_idle()
+    return str(caught.value)
+
+
+async def test_two_agents_do_not_work_on_one_node(api: Api, node: Node) -> None:
+    async with running(node):
+        await node.until(lambda: node.zds.exists())
+        assert f"pod default/{node.config.pod}" in await refusal(node)
+
+
+async def test_an_agent_does_not_begin_beside_another_owner_of_the_mesh(
+    api: Api, node: Node, network: Cluster
+) -> None:
+    with listening(node.zds, socket.SOCK_SEQPACKET):
+        assert "somebody else serves pods to ztunnel" in await refusal(node)
+    api.namespace("istio-system")
+    theirs = node.create("istio-cni-node-x", "istio-system")
+    theirs["spec"]["volumes"] = [
+        {"name": "a", "hostPath": {"path": str(node.zds.parent)}},
+        {"name": "b", "hostPath": {"path": "/etc/cni/net.d"}},
+    ]
+    api.delete(theirs)
+    for field in ("uid", "resourceVersion", "managedFields", "creationTimestamp"):
+        theirs["metadata"].pop(field, None)
+    theirs["spec"]["containers"] = [{"name": "a", "image": "a"}]
+    api.apply(theirs)
+    assert "istio-system/istio-cni-node-x" in await refusal(node)
+    assert not node.zds.exists()
+    assert tables(network.host) == []
+
+
+def set_label(api: Api, namespace: str, name: str, value: str | None) -> None:
+    api.call(
+        "PATCH",
+        f"/api/v1/namespaces/{namespace}",
+        {"metadata": {"labels": {name: value}}},
+        content_type="application/merge-patch+json",
+    )
 
 
 def daemon_set(api: Api) -> None:

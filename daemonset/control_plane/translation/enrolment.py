@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from daemonset.control_plane.objects.namespace import Namespace
 from daemonset.control_plane.objects.pod import Pod
 from daemonset.control_plane.objects.section import EMPTY
+from daemonset.control_plane.translation.revisions import revision_of
 from daemonset.control_plane.translation.settings import MeshSettings
 
 REDIRECTION = "ambient.istio.io/redirection"
@@ -20,6 +21,8 @@ def is_selected(pod: Pod, namespace: Namespace | None, settings: MeshSettings) -
     if "sidecar.istio.io/status" in pod.meta.annotations:
         return False
     labels = namespace.meta.labels if namespace is not None else EMPTY
+    if revision_of(pod.meta.labels, labels) not in ("", settings.revision):
+        return False
     return any(
         entry.pod.matches(pod.meta.labels) and entry.namespace.matches(labels)
         for entry in settings.enablement

@@ -16,10 +16,16 @@ K = TypeVar("K")
 T = TypeVar("T", bound=MeshObject)
 
 
+def revision_of(labels: Mapping[str, str], namespace_labels: Mapping[str, str]) -> str:
+    """Which control plane a pod belongs to by its own label, else by its namespace's; "" for
+    whichever there is."""
+    return labels.get(REVISION) or namespace_labels.get(REVISION, "")
+
+
 def of_revision(objects: ObjectSet, revision: str, findings: Findings) -> ObjectSet:
     """The objects that this control plane goes by; a finding for each that it leaves out.
 
-    Kubernetes' own objects (pods, services, nodes) belong to nobody.
+    Kubernetes' own objects (services, nodes) belong to nobody; for pods see ``is_selected``.
     """
 
     def kept(found: Mapping[K, T]) -> dict[K, T]:

@@ -19,7 +19,8 @@ from daemonset.agent.status import PodState, PodStatus
         (PodState.ENROLLING, None, None),
         (PodState.STOPPED, "enabled", "enabled"),
         (PodState.FAILED, None, None),
-        (PodState.LEAVING, "enabled", "enabled"),
+        # Others are told first, so that nobody comes through a tunnel any more.
+        (PodState.LEAVING, "enabled", None),
     ],
 )
 def test_the_annotation_follows_the_state(
