@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 _ROOMS = {
     "daemonset.local.command": ("demo", "up", "down", "exec", "status", "why", "logs"),
+    "daemonset.cluster.command": ("check",),
     "daemonset.control_plane.command": ("control-plane", "validate", "token", "rotate-root"),
     "daemonset.local.node_agent": ("agent",),
     "daemonset.agent.command": ("node-agent",),
@@ -24,6 +25,8 @@ to the applications.
 New here?   ambient demo              a tour on this machine: a few seconds, nothing to set up
 Then        ambient up FOLDER         your own folder of Kubernetes YAML, on this machine
             ambient validate FOLDER   what is wrong with it
+Kubernetes  ambient check             what is wrong with a cluster, before and after installing
+            ambient status            its nodes and pods, and how they are
 """
 
 

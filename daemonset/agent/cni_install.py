@@ -7,6 +7,7 @@ rename), and what somebody else has changed is looked for again and again.
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ class CniInstaller:
     def __init__(self, folders: CniFolders, entry: Entry) -> None:
         self._folders = folders
         self._entry = entry
+        self._lock = threading.Lock()  # an installation that is under way outlives its cancellation
+        self._over = False
         self.complaint = "has not been installed yet"
         """Why pods that start now may not be captured at once; "" when all is well."""
         self.configuration: tuple[str, tuple[str, ...]] = ("", ())
@@ -76,6 +79,10 @@ class CniInstaller:
             OSError: a folder cannot be read or written.
             ChainError: there is no configuration to be a part of (yet).
         """
+        with self._lock:
+            return [] if self._over else self._install()
+
+    def _install(self) -> list[str]:
         changes: list[str] = []
         # The program first: a configuration that names a missing one stops every pod.
         target = self._folders.binaries / PLUGIN
@@ -114,10 +121,15 @@ class CniInstaller:
         return found
 
     def withdraw(self) -> list[str]:
-        """Takes our plugin out of every configuration, and then its program away.
+        """Takes our plugin out of every configuration, and then its program away, for good.
 
         Raises OSError; what has been done until then is done, and asking again is harmless.
         """
+        with self._lock:
+            self._over = True
+            return self._withdraw()
+
+    def _withdraw(self) -> list[str]:
         changes: list[str] = []
         for path in self._configurations():
             try:

@@ -91,7 +91,8 @@ class NodeAgent:
         )
         self._serving = False
         self._features: tuple[Feature, ...] = ()
-        self._left: tuple[str, ...] | None = None
+        self._withdrawn = ""  # the value of the label that has been followed
+        self._left: tuple[str, ...] = ()
 
     @property
     def mark(self) -> int:
@@ -130,7 +131,7 @@ class NodeAgent:
             nursery.start_soon(watch_pods, self._client, self._config.node, self._source)
             nursery.start_soon(keep_list, self._unenrolled, self._source, self._config.pods)
             await self._source.wait_complete()
-            withdrawing = self._is_to_withdraw()
+            withdrawing = bool(self._withdrawal())
             if withdrawing:
                 self._agent.leave(_WITHDRAWN)  # nobody is to be captured before
             await nursery.start(self._agent.run, self._source)
@@ -146,7 +147,7 @@ class NodeAgent:
             nursery.start_soon(self._follow_withdrawal, installing, stop)
             logger.info("the agent of node %s is at work", self._config.node)
             await stop.wait()
-            if self._left is None and await self._is_for_good():
+            if not self._withdrawn and await self._is_for_good():
                 installing.cancel()
                 with trio.move_on_after(LEAVE_SECONDS):
                     await self._take_off()
@@ -170,7 +171,12 @@ class NodeAgent:
             file, plugins = self._installer.configuration
             chain = Chain(file, plugins, self._installer.complaint)
         return make_report(
-            version("ambientd"), self._agent.status, self._features, chain, self._left
+            version("ambientd"),
+            self._agent.status,
+            self._features,
+            chain,
+            self._withdrawn,
+            self._left,
         )
 
     async def _install(self, installer: CniInstaller, scope: trio.CancelScope) -> None:
@@ -229,19 +235,22 @@ class NodeAgent:
             return False
         return "deletionTimestamp" in found["metadata"]
 
-    def _is_to_withdraw(self) -> bool:
-        return bool(self._source.book.namespace_label(self._config.agent_ns, WITHDRAW))
+    def _withdrawal(self) -> str:
+        return self._source.book.namespace_label(self._config.agent_ns, WITHDRAW)
 
     async def _follow_withdrawal(self, installing: trio.CancelScope, stop: trio.Event) -> None:
         """Take the mesh off the node while the label says so (`ambient uninstall`)."""
-        while not self._is_to_withdraw():
+        while not self._withdrawal():
             await self._source.next_change().wait()
         installing.cancel()
         await self._take_off()
-        self._left = tuple(await trio.to_thread.run_sync(self._what_is_left))
-        self._agent.note_change()
-        self._say_what_is_left()
-        while self._is_to_withdraw():
+        while wanted := self._withdrawal():
+            if wanted != self._withdrawn:
+                self._left = tuple(await trio.to_thread.run_sync(self._what_is_left))
+                self._withdrawn = wanted
+                self._agent.note_change()
+                self._say_what_is_left()
+                continue
             await self._source.next_change().wait()
         logger.info("the withdrawal is taken back: this agent ends, and the next one begins anew")
         stop.set()
@@ -272,7 +281,7 @@ class NodeAgent:
             for pod in self._agent.status.pods
             if not pod.out_of_mesh
         ]
-        left += self._left or ()
+        left += self._left
         for what in left:
             logger.error("%s", what)
         unwritten = self._notes.unwritten()

@@ -13,7 +13,8 @@ from daemonset.agent.status import AgentStatus, PodState
 
 REPORT = "ambientd/node-report"
 WITHDRAW = "ambientd/withdraw"
-"""A label of the agents' namespace: pods leave the mesh, and the agents leave their nodes alone."""
+"""A label of the agents' namespace: pods leave the mesh, and agents leave their nodes alone. Its
+value is any word; reports quote it, so that an old report is not taken for the answer."""
 MOST_PODS = 40
 """So many pods in trouble are told of by name."""
 _FINE = (PodState.ENROLLED, PodState.NOT_IN_MESH)
@@ -59,7 +60,8 @@ class NodeReport:
         ztunnels: how many are connected; ``synchronised``: whether the latest knows its pods.
         host_rules: what is wrong with the node's own rules.
         pods: how many are in which state (``PodState``).
-        withdrawn: everything of the mesh has been taken off the node, but for ``left``.
+        withdrawn: the value of the label that had everything of the mesh taken off the node, which
+            has been done but for ``left``; "" while the agent is at work.
     """
 
     version: str
@@ -70,7 +72,7 @@ class NodeReport:
     host_rules: str = ""
     pods: Mapping[str, int] = field(default_factory=dict)
     troubles: tuple[Trouble, ...] = ()
-    withdrawn: bool = False
+    withdrawn: str = ""
     left: tuple[str, ...] = ()
 
 
@@ -79,9 +81,10 @@ def make_report(
     status: AgentStatus,
     features: tuple[Feature, ...],
     chain: Chain | None,
-    left: tuple[str, ...] | None,
+    withdrawn: str = "",
+    left: tuple[str, ...] = (),
 ) -> NodeReport:
-    """Pure. ``left`` is None as long as the agent is at work."""
+    """Pure."""
     pods: dict[str, int] = {}
     for pod in status.pods:
         pods[pod.state.value] = pods.get(pod.state.value, 0) + 1
@@ -99,8 +102,8 @@ def make_report(
         status.host_rules,
         pods,
         troubles[:MOST_PODS],
-        left is not None,
-        left or (),
+        withdrawn,
+        left,
     )
 
 
@@ -138,7 +141,7 @@ def read_report(text: str) -> NodeReport:
                 Trouble(_text(one["pod"]), _text(one["state"]), _text(one["reason"]))
                 for one in data.get("troubles", ())
             ),
-            withdrawn=bool(data.get("withdrawn", False)),
+            withdrawn=_text(data.get("withdrawn", "")),
             left=tuple(map(_text, data.get("left", ()))),
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -53,6 +53,12 @@ def find_config(context: str | None = None) -> KubeConfig:
     return from_kubeconfig(named, context)
 
 
+def is_configured() -> bool:
+    """Is there a cluster that ``find_config`` would look for without being told which?"""
+    named = os.environ.get("KUBECONFIG") or os.environ.get("KUBERNETES_SERVICE_HOST")
+    return bool(named) or (Path.home() / ".kube/config").exists()
+
+
 def in_pod(environment: os._Environ[str] | dict[str, str], folder: Path) -> KubeConfig:
     """The API server as a pod sees it.
 

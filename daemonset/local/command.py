@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from daemonset.cluster.shell import add_cluster_arguments, with_client
+from daemonset.kube.config import is_configured
 from daemonset.local import run_directory
 from daemonset.local.enter import EnterError, run_in
 from daemonset.local.interrupts import Interrupted, interruptible
@@ -87,14 +89,21 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
     why = subparsers.add_parser(
         "why",
         help="why a connection is allowed or not, and where it goes: ambient why web orders",
-        description="Answers from a running mesh, or from a folder of YAML, where a connection of"
-        " a pod would go and whether it is allowed, by which rule of which policy in which file."
-        " Exit status 0: allowed; 1: not, or not at every endpoint; 2: nothing of that name.",
+        description="Answers from a running mesh of this machine, a Kubernetes cluster or a folder"
+        " of YAML where a connection of a pod would go and whether it is allowed, by which rule of"
+        " which policy in which file. Without an option: the mesh that runs on this machine, else"
+        " the cluster that the kubeconfig names. Exit status 0: allowed; 1: not, or not at every"
+        " endpoint; 2: nothing of that name.",
     )
     asked = why.add_mutually_exclusive_group()
     asked.add_argument("--mesh", metavar="NAME", help="which mesh, when several are running")
     asked.add_argument(
         "--folder", type=Path, help="ask these files instead of a running mesh (no root needed)"
+    )
+    asked.add_argument("--kubernetes", action="store_true", help="ask a cluster's live objects")
+    add_cluster_arguments(why)
+    why.add_argument(
+        "-n", "--namespace", metavar="NAME", default="", help="of names without one (in a cluster)"
     )
     why.add_argument("source", metavar="POD", help="who connects: pod or namespace/pod")
     why.add_argument(
@@ -227,7 +236,38 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _means_cluster(arguments: argparse.Namespace) -> bool:
+    """Said so, or there is no mesh on this machine and a kubeconfig names a cluster."""
+    if arguments.kubernetes or arguments.context is not None or arguments.namespace:
+        return True
+    named = arguments.mesh is not None or getattr(arguments, "folder", None) is not None
+    return not named and not list(run_directory.running()) and is_configured()
+
+
+def _why_in_cluster(arguments: argparse.Namespace) -> int:
+    from daemonset.cluster.live import read_live, why_live
+    from daemonset.kube.client import KubeClient
+
+    async def ask(client: KubeClient) -> int:
+        live = await read_live(client, arguments.system_namespace)
+        for problem in live.problems:
+            print(f"ambient: {problem}", file=sys.stderr)
+        code, lines = why_live(
+            live,
+            arguments.namespace,
+            arguments.source,
+            arguments.destination,
+            arguments.port,
+        )
+        print("\n".join(lines), file=sys.stderr if code == 2 else sys.stdout)
+        return code
+
+    return with_client(arguments.context, ask, failed=2)
+
+
 def _why(arguments: argparse.Namespace) -> int:
+    if _means_cluster(arguments):
+        return _why_in_cluster(arguments)
     from daemonset.local.why import why
 
     code, lines = why(

@@ -184,8 +184,9 @@ async def test_running_pods_join_and_leave_by_the_label_of_their_namespace(
         assert tables(network.pods[1].namespace) == []
         await node.until(lambda: "join" not in listed.read_text().split())
         label(api, "join", None)
+        # Others are told first; then the pod leaves.
         await node.until_annotated(pod, None)
-        assert tables(network.pods[0].namespace) == []
+        await node.until(lambda: tables(network.pods[0].namespace) == [])
         assert node.ztunnel.listeners == {}
 
 
@@ -291,7 +292,7 @@ async def test_the_agent_reports_of_its_node_in_its_own_pod(
         assert len(found.features) > 5
         assert found.chain is not None
         assert found.chain.plugins == ("ptp", "ambient-cni")
-        assert (found.ztunnels, found.synchronised, found.withdrawn) == (1, True, False)
+        assert (found.ztunnels, found.synchronised, found.withdrawn) == (1, True, "")
 
 
 async def test_a_label_of_the_agents_namespace_takes_the_mesh_off_the_node(
@@ -307,7 +308,7 @@ async def test_a_label_of_the_agents_namespace_takes_the_mesh_off_the_node(
             await node.until_annotated(pod, "enabled")
             await node.until(lambda: (node.folder / "bin/ambient-cni").exists())
             set_label(api, "default", WITHDRAW, "now")
-            await node.until(lambda: reported(api, node, lambda found: found.withdrawn))
+            await node.until(lambda: reported(api, node, lambda found: found.withdrawn == "now"))
             assert report(api, node).left == ()
             assert tables(network.pods[0].namespace) == []
             assert node.annotation(pod) is None
@@ -322,12 +323,11 @@ async def test_a_label_of_the_agents_namespace_takes_the_mesh_off_the_node(
             )
             assert tables(network.pods[1].namespace) == []
         # The next agent finds the label before it captures anybody.
-        async with running(node):
-            await node.until(lambda: reported(api, node, lambda found: found.withdrawn))
+        set_label(api, "default", WITHDRAW, "then")
+        async with running(node) as ended:
+            await node.until(lambda: reported(api, node, lambda found: found.withdrawn == "then"))
             assert tables(network.pods[0].namespace) == []
             assert not (node.folder / "bin/ambient-cni").exists()
-        async with running(node) as ended:
-            await node.until(lambda: reported(api, node, lambda found: found.withdrawn))
             set_label(api, "default", WITHDRAW, None)
             with trio.fail_after(30):
                 await ended.wait()

@@ -3,7 +3,6 @@
 import contextlib
 import json
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,7 +29,7 @@ reports = st.builds(
     texts,
     st.dictionaries(texts, st.integers()),
     st.lists(st.builds(Trouble, texts, texts, texts)).map(tuple),
-    st.booleans(),
+    texts,
     st.lists(texts).map(tuple),
 )
 
@@ -60,14 +59,12 @@ def test_fields_of_later_versions_are_passed_over() -> None:
     assert read_report(json.dumps({**data, "later": 1})) == NodeReport("1")
 
 
-@pytest.mark.parametrize("left", [None, (), ("something",)])
-def test_a_report_counts_all_pods_and_names_those_in_trouble(left: tuple[str, ...] | None) -> None:
+def test_a_report_counts_all_pods_and_names_those_in_trouble() -> None:
     pods = tuple(
         PodStatus(str(number), f"p{number}", "shop", state, "because")
         for number, state in enumerate([PodState.ENROLLED, *[PodState.PENDING] * 50])
     )
-    report = make_report("1", AgentStatus(1, True, "", pods), (), None, left)
+    report = make_report("1", AgentStatus(1, True, "", pods), (), None)
     assert report.pods == {"enrolled": 1, "pending": 50}
     assert len(report.troubles) == MOST_PODS
     assert report.troubles[0] == Trouble("shop/p1", "pending", "because")
-    assert (report.withdrawn, report.left) == (left is not None, left or ())

@@ -183,3 +183,12 @@ def test_chaining_is_settled_after_once_and_can_be_undone(configuration: Any) ->
 
 def types_of(text: str) -> list[Any]:
     return [each.get("type") for each in json.loads(text)["plugins"]]
+
+
+def test_what_was_withdrawn_is_not_installed_again(node: Node) -> None:
+    node.write("10-kindnet.conflist", KINDNET)
+    node.installer.install()
+    assert node.installer.leftovers()
+    node.installer.withdraw()
+    assert node.installer.install() == []
+    assert node.installer.leftovers() == []

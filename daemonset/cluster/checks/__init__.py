@@ -1,0 +1,1 @@
+"""What is wrong with a cluster: each check is a pure function of a survey."""

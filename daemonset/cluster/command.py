@@ -1,0 +1,104 @@
+"""``ambient check``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from daemonset.cluster.check import as_json, as_lines, check_survey, exit_code, feature_lines
+from daemonset.cluster.checks.server import wanted_access
+from daemonset.cluster.shell import add_cluster_arguments, with_client
+from daemonset.cluster.survey import Survey, review, take_survey
+from daemonset.control_plane.translation.settings import DATAPLANE_MODE
+from daemonset.kube.client import ApiError, KubeClient
+
+
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add it; it sets ``run``, a function of the arguments that gives the exit code."""
+    check = subparsers.add_parser(
+        "check",
+        help="what is wrong with a Kubernetes cluster, before and after installing the mesh",
+        description="Looks at the cluster of the kubeconfig (KUBECONFIG, --context): versions,"
+        " rights, other meshes, the network plugin and its policies, each node's kernel as its"
+        " agent has tried it, and the mesh's own parts. Changes nothing. Exit status 1 where"
+        " something does not work, or would not.",
+    )
+    add_cluster_arguments(check)
+    check.add_argument(
+        "--as-if",
+        metavar="A,B",
+        default="",
+        help="namespaces to look at as if they were in the mesh already",
+    )
+    check.add_argument(
+        "--this-node",
+        action="store_true",
+        help="try this machine's kernel instead (as root on a node, or by `kubectl debug node/…`)",
+    )
+    check.add_argument("-v", "--verbose", action="store_true", help="also what is worth knowing")
+    check.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    check.set_defaults(run=_check)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    if arguments.this_node:
+        return _check_this_node(arguments)
+    named = [name for name in arguments.as_if.split(",") if name]
+
+    async def look(client: KubeClient) -> int:
+        survey = as_if(await take_survey(client, arguments.system_namespace), named)
+        survey = await with_access(client, survey)
+        findings = check_survey(survey)
+        if arguments.output == "json":
+            print(as_json(survey, findings))
+        else:
+            print("\n".join(as_lines(survey, findings, everything=arguments.verbose)))
+        return exit_code(findings)
+
+    return with_client(arguments.context, look)
+
+
+def as_if(survey: Survey, namespaces: list[str]) -> Survey:
+    """Pure: the same cluster with these namespaces in the mesh."""
+    if not namespaces:
+        return survey
+    changed = []
+    for item in survey.all("namespaces"):
+        meta = item["metadata"]
+        if meta["name"] in namespaces:
+            labels = {**(meta.get("labels") or {}), DATAPLANE_MODE: "ambient"}
+            item = {**item, "metadata": {**meta, "labels": labels}}
+        changed.append(item)
+    return replace(survey, objects={**survey.objects, "namespaces": changed})
+
+
+async def with_access(client: KubeClient, survey: Survey) -> Survey:
+    """The survey with the answers to who may do what; without them where nobody says.
+
+    Raises:
+        ApiUnavailableError: the API server does not answer.
+    """
+    try:
+        access = tuple([await review(client, wanted) for wanted in wanted_access(survey)])
+    except ApiError as error:
+        return replace(survey, unseen={**survey.unseen, "reviews": str(error)})
+    return replace(survey, access=access)
+
+
+def _check_this_node(arguments: argparse.Namespace) -> int:
+    if os.geteuid() != 0:
+        print("ambient: --this-node tries what only root may: run it as root", file=sys.stderr)
+        return 1
+    from daemonset.agent.node_probe import probe_node
+
+    features = probe_node(Path("/proc"))
+    code, lines = feature_lines(features)
+    if arguments.output == "json":
+        print(json.dumps([asdict(feature) for feature in features], indent=1))
+    else:
+        print("\n".join(lines))
+    return code
