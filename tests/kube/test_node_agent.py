@@ -1,5 +1,6 @@
 """The node agent below a real API server; pods are network namespaces that the test made."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -69,7 +70,6 @@ class Node:
             agent_ns="default",
             daemon_set="ambient-agent",
             pod=f"agent-{name}"[:60].strip("-"),
-            patience=0.0,
         )
         self.ztunnel = Ztunnel()
         self.agent: NodeAgent | None = None
@@ -92,6 +92,12 @@ class Node:
         addresses = [{"ip": sandbox.v4}, {"ip": sandbox.v6}]
         status = {"phase": "Running", "podIP": sandbox.v4, "podIPs": addresses}
         self.api.set_status(pod, status)
+
+    def is_chained(self) -> bool:
+        """Is the plugin there, and the last of the chain?"""
+        chain = json.loads((self.folder / "net.d/10-k.conflist").read_text())["plugins"]
+        types = [each["type"] for each in chain]
+        return types == ["ptp", "ambient-cni"] and (self.folder / "bin/ambient-cni").exists()
 
     def annotation(self, pod: dict[str, Any]) -> str | None:
         found: dict[str, Any] = self.api.call("GET", self.api.path(pod))
@@ -195,9 +201,7 @@ async def test_a_new_pod_is_captured_before_it_starts(
 ) -> None:
     api.namespace("fresh", **{MODE: "ambient"})
     async with running(node):
-        await node.until(lambda: (node.folder / "bin/ambient-cni").exists())
-        chain = json.loads((node.folder / "net.d/10-k.conflist").read_text())["plugins"]
-        assert [each["type"] for each in chain] == ["ptp", "ambient-cni"]
+        await node.until(node.is_chained)
         pod = node.create("web", "fresh")
         # It has no address in the API, and no process of its own.
         outcome = await node.add(pod, network.pods[0])
@@ -218,7 +222,7 @@ async def test_an_agent_that_is_replaced_leaves_everything_in_place(
     node.run(pod, network.pods[0], 300)
     async with running(node):
         await node.until_annotated(pod, "enabled")
-        await node.until(lambda: (node.folder / "bin/ambient-cni").exists())
+        await node.until(node.is_chained)
     assert TABLE in tables(network.pods[0].namespace)
     assert node.annotation(pod) == "enabled"
     # Nobody is there now: pods of the mesh wait, others do not.
@@ -238,7 +242,7 @@ async def test_an_agent_that_is_uninstalled_leaves_nothing(
     daemon_set(api)
     async with running(node):
         await node.until_annotated(pod, "enabled")
-        await node.until(lambda: (node.folder / "bin/ambient-cni").exists())
+        await node.until(node.is_chained)
         api.call("DELETE", "/apis/apps/v1/namespaces/default/daemonsets/ambient-agent")
     assert tables(network.pods[0].namespace) == []
     assert tables(network.host) == []
@@ -306,7 +310,7 @@ async def test_a_label_of_the_agents_namespace_takes_the_mesh_off_the_node(
     try:
         async with running(node) as ended:
             await node.until_annotated(pod, "enabled")
-            await node.until(lambda: (node.folder / "bin/ambient-cni").exists())
+            await node.until(node.is_chained)
             set_label(api, "default", WITHDRAW, "now")
             await node.until(lambda: reported(api, node, lambda found: found.withdrawn == "now"))
             assert report(api, node).left == ()
@@ -356,7 +360,8 @@ async def refusal(node: Node) -> str:
     client = KubeClient(from_kubeconfig(str(node.api.kubeconfig), None))
     try:
         with trio.fail_after(30), pytest.raises(NotAloneError) as caught:
-            await NodeAgent(node.config, client).run(trio.Event())
+            config = dataclasses.replace(node.config, patience=0.0)
+            await NodeAgent(config, client).run(trio.Event())
     finally:
         await client.forget_idle()
     return str(caught.value)
