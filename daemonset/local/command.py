@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from daemonset.local.objects import TopologyError
 from daemonset.local.privileges import PrivilegeError, acquire
 from daemonset.local.processes import ProcessError
 from daemonset.local.run_directory import Place, RunDirectoryError
-from daemonset.local.show import show_logs, show_status
+from daemonset.local.show import print_table, show_logs, show_status
 from daemonset.local.terminal import Terminal
 
 Command = Callable[[argparse.Namespace], int]
@@ -82,8 +83,25 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
     execute.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
     execute.set_defaults(run=_guarded(_exec))
 
-    status = subparsers.add_parser("status", help="what runs, where, and how it is")
-    status.add_argument("--mesh", metavar="NAME", help="which mesh, when several are running")
+    status = subparsers.add_parser(
+        "status",
+        help="what runs, where, and how it is",
+        description="Nodes, processes and pods of the mesh that runs on this machine, else of the"
+        " Kubernetes cluster that the kubeconfig names (KUBECONFIG, --context).",
+    )
+    where = status.add_mutually_exclusive_group()
+    where.add_argument("--mesh", metavar="NAME", help="which mesh, when several are running")
+    where.add_argument("--kubernetes", action="store_true", help="of a cluster")
+    add_cluster_arguments(status)
+    status.add_argument(
+        "-n", "--namespace", metavar="NAME", default="", help="only its pods (in a cluster)"
+    )
+    status.add_argument(
+        "-a", "--all", action="store_true",
+        help="also pods of namespaces that have nothing to do with the mesh (in a cluster)",
+    )  # fmt: skip
+    status.add_argument("-o", "--output", choices=("text", "json"), default="text",
+        help="json: in a cluster only")  # fmt: skip
     status.set_defaults(run=_guarded(_status))
 
     why = subparsers.add_parser(
@@ -232,8 +250,34 @@ def _find_place(name: str, nodes: dict[str, Place], pods: dict[str, Place]) -> P
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    if _means_cluster(arguments):
+        return _status_of_cluster(arguments)
     show_status(arguments.mesh)
     return 0
+
+
+def _status_of_cluster(arguments: argparse.Namespace) -> int:
+    from daemonset.cluster.status import as_data, as_tables, overview
+    from daemonset.cluster.survey import take_survey
+    from daemonset.kube.client import KubeClient
+
+    async def look(client: KubeClient) -> int:
+        survey = await take_survey(client, arguments.system_namespace)
+        found = overview(survey, arguments.namespace, everybody=arguments.all)
+        if arguments.output == "json":
+            print(json.dumps(as_data(found), indent=1, ensure_ascii=False))
+            return 0
+        if not survey.installation.is_there:
+            print(f"no mesh is installed in {arguments.system_namespace}\n")
+        for header, rows in as_tables(found):
+            print_table(header, rows)
+        if found.elsewhere:
+            print(f"{found.elsewhere} pods of other namespaces (--all shows them)")
+        for unseen in found.unseen:
+            print(f"ambient: not seen: {unseen}", file=sys.stderr)
+        return 0
+
+    return with_client(arguments.context, look)
 
 
 def _means_cluster(arguments: argparse.Namespace) -> bool:

@@ -118,3 +118,21 @@ def test_after_an_installation(shop: Cluster, checker: Checker) -> None:
     missing = {one["message"] for one in found if one["reason"] == "NotAllowed"}
     assert any("may not patch pods/status" in message for message in missing)
     assert len(missing) == 6
+
+
+def test_status_of_a_cluster(
+    shop: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(shop.kubeconfig))
+    shop.namespace("shop", **{"istio.io/dataplane-mode": "ambient"})
+    captured = pod("shop", "late", annotations=CAPTURED)
+    run(shop, captured, "10.0.0.9")
+    assert main(["status", "--kubernetes"]) == 0
+    said = capsys.readouterr().out
+    assert "shop/late" in said
+    assert "no node agent has captured it" in said
+    assert main(["status", "-n", "shop", "--output", "json"]) == 0
+    found = {one["name"]: one["state"] for one in json.loads(capsys.readouterr().out)["pods"]}
+    assert found == {"web": "not captured", "orders": "not captured", "late": "in"}
+    assert main(["status", "--context", "nowhere"]) == 1
+    assert "no kubeconfig that can be used" in capsys.readouterr().err
