@@ -58,6 +58,7 @@ class Mesh:
             translation.addresses,
             translation.authorizations,
             self.snapshot,
+            translation.residents,
         )
         seconds = time.perf_counter() - started
         self.directory = Directory(objects.pods, _belonging(objects, captured, self._settings))

@@ -14,11 +14,11 @@ import trio
 
 from daemonset.control_plane.backend import Backend, FolderBackend
 from daemonset.control_plane.ca.admission import Admission
-from daemonset.control_plane.ca.authenticator import AuthenticationError, Metadata, bearer_token
 from daemonset.control_plane.ca.authority import AuthorityHolder
 from daemonset.control_plane.ca.service import CertificateService
 from daemonset.control_plane.ca.serving import ServingCertificate
 from daemonset.control_plane.ca.tokens import TokenSubject
+from daemonset.control_plane.clients import Clients
 from daemonset.control_plane.conditions import Judgement
 from daemonset.control_plane.config import ControlPlaneConfig, ServingConfig
 from daemonset.control_plane.grpc_server import GrpcThread, Listener
@@ -221,10 +221,11 @@ class ControlPlane:
 
     def _listen(self) -> list[Listener]:
         config = self._config
+        admission = Admission(config.settings.trust_domain, config.node_proxies)
         certificates = CertificateService(
             self._authority,
             self._verifier,
-            Admission(config.settings.trust_domain, config.node_proxies),
+            admission,
             lambda: self._mesh.directory,
             self._metrics,
             config.lifetimes,
@@ -237,20 +238,15 @@ class ControlPlane:
             *config.server_names,
         )
         serving = ServingCertificate(self._authority, names)
-        secure = [self._discovery.handler(self._authenticate), certificates.handler()]
+        clients = Clients(
+            self._verifier, admission, lambda: self._mesh.directory, lambda: self._mesh.snapshot
+        )
+        secure = [self._discovery.handler(clients.authenticate), certificates.handler()]
         listeners = [Listener(config.address, config.tls_port, secure, serving.credentials())]
         if config.xds_port is not None:
             open_handlers = [self._discovery.handler(None)]
             listeners.append(Listener(config.address, config.xds_port, open_handlers, None))
         return listeners
-
-    def _authenticate(self, metadata: Metadata) -> str:
-        """In a thread: the answer may have to be asked for."""
-        try:
-            return str(self._verifier.verify(bearer_token(metadata), time.time()))
-        except AuthenticationError as error:
-            _log.warning("xDS stream refused: %s", error)
-            raise PermissionError("the token is not valid") from None
 
     async def _watch(self) -> None:
         while True:
@@ -329,7 +325,7 @@ class ControlPlane:
                     "peer": client.peer,
                     "node_id": client.node_id,
                     "node_name": client.node_name,
-                    "identity": client.identity,
+                    "identity": client.access.identity,
                     "connected_at": client.connected_at,
                     "types": {name: asdict(item) for name, item in client.status().items()},
                 }

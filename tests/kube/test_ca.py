@@ -258,24 +258,59 @@ async def test_nobody_is_let_in_while_the_api_server_is_away(mesh: Cluster) -> N
             await trio.to_thread.run_sync(mesh.start_api)
 
 
-async def test_xds_authenticates_its_clients(mesh: Cluster) -> None:
-    def stream(running: Running, token: str) -> tuple[str, list[str]]:
-        credentials = grpc.ssl_channel_credentials(running.plane.roots_pem.encode())
-        target = f"localhost:{running.ports.tls}"
-        metadata = [("authorization", f"Bearer {token}")] if token else []
-        with delta_stream(target, credentials, metadata) as client:
-            client.send(ADDRESS, node="node-a")
-            client.send(AUTHORIZATION)
-            while (response := client.receive()).type_url != ADDRESS:
-                pass
-            [connected] = running.plane.discovery_clients
-            return connected.identity, [resource.name for resource in response.resources]
+def addresses(running: Running, token: str, claimed: str = "node-a") -> tuple[str, set[str]]:
+    """Who the control plane takes the client for, and what it is sent."""
+    credentials = grpc.ssl_channel_credentials(running.plane.roots_pem.encode())
+    target = f"localhost:{running.ports.tls}"
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    with delta_stream(target, credentials, metadata) as client:
+        client.send(ADDRESS, node=claimed)
+        client.send(AUTHORIZATION)
+        names: set[str] = set()
+        for _ in range(2):
+            names.update(resource.name for resource in client.receive().resources)
+        [connected] = running.plane.discovery_clients
+        return connected.access.identity, names
 
+
+async def no_stream(running: Running, token: str, claimed: str = "node-a") -> tuple[object, str]:
+    with pytest.raises(grpc.RpcError) as failure:
+        await trio.to_thread.run_sync(addresses, running, token, claimed)
+    return failure.value.code(), failure.value.details()
+
+
+async def test_xds_authenticates_its_clients(mesh: Cluster) -> None:
     async with control_plane(mesh) as running:
-        identity, names = await trio.to_thread.run_sync(stream, running, ztunnel_token(mesh))
+        token = ztunnel_token(mesh)
+        identity, names = await trio.to_thread.run_sync(addresses, running, token)
         assert identity == "istio-system/ztunnel on node-a"
         assert "Kubernetes//Pod/shop/web" in names
-        for token in ("", "not-a-token"):
-            with pytest.raises(grpc.RpcError) as failure:
-                await trio.to_thread.run_sync(stream, running, token)
-            assert failure.value.code() == UNAUTHENTICATED
+        for wrong in ("", "not-a-token"):
+            assert (await no_stream(running, wrong))[0] == UNAUTHENTICATED
+
+
+async def test_xds_serves_no_node_but_that_of_the_token(mesh: Cluster) -> None:
+    async with control_plane(mesh) as running:
+        status, text = await no_stream(running, ztunnel_token(mesh), "node-b")
+        assert status == DENIED
+        assert "says that it is on node 'node-b'" in text
+
+
+async def test_xds_serves_no_token_that_no_pod_holds(mesh: Cluster) -> None:
+    async with control_plane(mesh) as running:
+        token = mesh.token("istio-system", "ztunnel", audience=AUDIENCE)
+        status, text = await no_stream(running, token)
+        assert status == DENIED
+        assert "bound neither to a pod nor to a node" in text
+
+
+async def test_xds_serves_nobody_who_is_no_proxy(mesh: Cluster) -> None:
+    async with control_plane(mesh) as running:
+        for namespace, name, service_account in (
+            ("shop", "web", "web"),
+            ("elsewhere", "zt-a", "ztunnel"),
+        ):
+            token = token_of(mesh, namespace, name, service_account)
+            status, text = await no_stream(running, token)
+            assert status == DENIED
+            assert f"{namespace}/{service_account} is no node proxy" in text

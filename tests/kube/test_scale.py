@@ -34,6 +34,7 @@ PUSHES = 40
 STORM = 500
 STORM_SECONDS = 240.0
 WRITERS = 8
+ZTUNNEL = pod("istio-system", "ztunnel-a", account="ztunnel")
 
 
 def names(number: int) -> tuple[str, str]:
@@ -69,6 +70,7 @@ def many(cluster: Cluster) -> Cluster:
         cluster.namespace(name)
     account(cluster, "istio-system", "ztunnel")
     node(cluster, "node-a")
+    cluster.apply(ZTUNNEL)
     for number in range(NAMESPACES):
         cluster.namespace(f"many-{number}", **{"istio.io/dataplane-mode": "ambient"})
 
@@ -144,6 +146,11 @@ def command(many: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     assert process.returncode == 0, log.read_text()[-3000:]
 
 
+def ztunnel_token(cluster: Cluster) -> str:
+    bound = cluster.call("GET", "/api/v1/namespaces/istio-system/pods/ztunnel-a")
+    return cluster.token("istio-system", "ztunnel", audience="istio-ca", pod=bound)
+
+
 def roots(cluster: Cluster) -> bytes:
     path = "/api/v1/namespaces/kube-system/configmaps/istio-ca-root-cert"
     deadline = time.monotonic() + START_SECONDS
@@ -159,8 +166,7 @@ def roots(cluster: Cluster) -> bytes:
 def stream(many: Cluster, command: Command) -> Iterator[DeltaStream]:
     """A ztunnel that has everything."""
     credentials = grpc.ssl_channel_credentials(roots(many))
-    token = many.token("istio-system", "ztunnel", audience="istio-ca")
-    metadata = [("authorization", f"Bearer {token}")]
+    metadata = [("authorization", f"Bearer {ztunnel_token(many)}")]
     with delta_stream(f"localhost:{command.port}", credentials, metadata) as client:
         client.send(ADDRESS, node="node-a")
         client.send(AUTHORIZATION)
@@ -287,7 +293,7 @@ def test_all_node_proxies_may_come_back_at_one_moment(many: Cluster, command: Co
         many.call("PATCH", path, body, content_type="application/merge-patch+json")
 
     async def run() -> tuple[float, float]:
-        token = await asyncio.to_thread(many.token, "istio-system", "ztunnel", audience="istio-ca")
+        token = await asyncio.to_thread(ztunnel_token, many)
         roots_pem = await asyncio.to_thread(roots, many)
         async with asyncio.timeout(STORM_SECONDS):
             return await Ztunnels(command.port, roots_pem, token).storm(change)

@@ -51,10 +51,10 @@ class Admission:
         own = Identity(self.trust_domain, caller.namespace, caller.service_account)
         if impersonated in ("", own.uri):
             if caller.pod:
-                self._node_of(caller, directory)
+                self.node_of(caller, directory)
             return own
-        account = f"{caller.namespace}/{caller.service_account}"
-        if account not in self.node_proxies:
+        if not self.is_node_proxy(caller):
+            account = f"{caller.namespace}/{caller.service_account}"
             raise RefusedError(f"{account} is not a node proxy and may ask for its own only")
         try:
             identity = Identity.parse(impersonated)
@@ -64,11 +64,20 @@ class Admission:
             raise RefusedError(
                 f"trust domain {identity.trust_domain!r} is not the mesh's ({self.trust_domain!r})"
             )
-        node = self._node_of(caller, directory)
+        node = self.node_of(caller, directory)
         self._check_lives_on(node, identity, directory)
         return identity
 
-    def _node_of(self, caller: Caller, directory: Directory) -> str:
+    def is_node_proxy(self, caller: Caller) -> bool:
+        """Is it one of those that may speak for others?"""
+        return f"{caller.namespace}/{caller.service_account}" in self.node_proxies
+
+    def node_of(self, caller: Caller, directory: Directory) -> str:
+        """The node that the caller is on.
+
+        Raises:
+            RefusedError: its token is bound to nothing that is there.
+        """
         if not caller.pod:
             # A process of the node itself, in the mesh of one machine.
             if not caller.node:

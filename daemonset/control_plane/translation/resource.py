@@ -12,12 +12,15 @@ ADDRESS = "type.googleapis.com/istio.workload.Address"
 WORKLOAD = "type.googleapis.com/istio.workload.Workload"
 AUTHORIZATION = "type.googleapis.com/istio.security.Authorization"
 
+EVERYWHERE = "*"
+
 
 @dataclass(frozen=True, slots=True)
 class Resource:
     """One resource: ``payload`` is the encoded message, ``version`` a hash of it.
 
     ``node`` and ``services`` are set for workloads: what on-demand answers are found by.
+    ``holds_in`` is set for policies that hold for a whole namespace, or EVERYWHERE.
     """
 
     type_url: str
@@ -27,6 +30,7 @@ class Resource:
     payload: bytes
     node: str = ""
     services: tuple[str, ...] = ()
+    holds_in: str = ""
 
     @property
     def is_workload(self) -> bool:
@@ -58,7 +62,11 @@ def authorization_resource(policy: authorization_pb2.Authorization) -> Resource:
     """The resource of a policy; named "namespace/name"."""
     payload = policy.SerializeToString(deterministic=True)
     name = f"{policy.namespace}/{policy.name}"
-    return Resource(AUTHORIZATION, name, (), _version(payload), payload)
+    holds_in = ""
+    if policy.scope != authorization_pb2.WORKLOAD_SELECTOR:
+        in_namespace = policy.scope == authorization_pb2.NAMESPACE
+        holds_in = policy.namespace if in_namespace else EVERYWHERE
+    return Resource(AUTHORIZATION, name, (), _version(payload), payload, holds_in=holds_in)
 
 
 def _version(payload: bytes) -> str:

@@ -25,7 +25,9 @@ from daemonset.control_plane.translation.enrolment import (
 from daemonset.control_plane.translation.finding import Finding, Findings
 from daemonset.control_plane.translation.memory import Memory
 from daemonset.control_plane.translation.networks import NETWORK, REMOTE_CLASS, Networks
+from daemonset.control_plane.translation.peer_authentication import Verdict
 from daemonset.control_plane.translation.policies import Policies
+from daemonset.control_plane.translation.resident import Resident
 from daemonset.control_plane.translation.resource import Resource
 from daemonset.control_plane.translation.revisions import of_revision
 from daemonset.control_plane.translation.service_info import ServiceInfo
@@ -47,12 +49,16 @@ _DNS = ("DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS")
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """What one set of objects comes to. Resources are keyed by name; ``services`` are those that
-    they speak of."""
+    """What one set of objects comes to. Resources are keyed by name.
+
+    ``residents`` are the workloads that somebody's proxy answers for, ``services`` those that the
+    resources speak of.
+    """
 
     addresses: Mapping[str, Resource]
     authorizations: Mapping[str, Resource]
     findings: tuple[Finding, ...]
+    residents: Mapping[ObjectKey, Resident]
     services: tuple[ServiceInfo, ...] = ()
 
 
@@ -100,7 +106,9 @@ class _Run:
         self._services = list_services(
             objects, self._waypoints, allocators, settings, self._findings
         )
-        self._pods = [pod for pod in objects.pods.values() if pod.ips and not pod.finished]
+        # Those without an address are not published yet, but their policies are chosen.
+        self._pods = [pod for pod in objects.pods.values() if not pod.finished]
+        self._residents: dict[ObjectKey, Resident] = {}
         self._selectables = memory.selectables(self._pods)
         entries = objects.workload_entries.values()
         index = memory.index([*self._selectables, *map(selectable_entry, entries)])
@@ -122,16 +130,37 @@ class _Run:
         for resource in self._networks.resources():
             addresses[resource.name] = resource
         for pod, selectable in zip(self._pods, self._selectables, strict=True):
-            resource = self._pod(pod, selectable.key)
-            addresses[resource.name] = resource
+            policies, verdict = self._policies.of_workload(selectable.key, pod.meta.labels)
+            self._reside(selectable.key, pod.node, pod.service_account, pod.meta.labels, policies)
+            if pod.ips:
+                resource = self._pod(pod, selectable.key, policies, verdict)
+                addresses[resource.name] = resource
         self._entries(addresses)
         for (namespace, name, address), (ready, services) in self._others.items():
             resource = self._writer.slice_endpoint(namespace, name, address, ready, services)
             addresses[resource.name] = resource
         authorizations = {resource.name: resource for resource in self._policies.resources()}
         return Translation(
-            addresses, authorizations, self._findings.sorted(), tuple(self._services)
+            addresses,
+            authorizations,
+            self._findings.sorted(),
+            self._residents,
+            tuple(self._services),
         )
+
+    def _reside(
+        self,
+        key: ObjectKey,
+        node: str,
+        service_account: str,
+        labels: Mapping[str, str],
+        policies: list[str],
+    ) -> None:
+        own_proxy = speaks_hbone_itself(labels)
+        if node or own_proxy:
+            self._residents[key] = Resident(
+                key.namespace, service_account, node, tuple(policies), own_proxy
+            )
 
     def _report_shared_addresses(self) -> None:
         """Whoever shares an address can be taken for the other, identity and all."""
@@ -173,8 +202,7 @@ class _Run:
                     f"must be ambient or none, not {mode!r}: it has no effect.",
                 )
 
-    def _pod(self, pod: Pod, key: ObjectKey) -> Resource:
-        policies, verdict = self._policies.of_workload(key, pod.meta.labels)
+    def _pod(self, pod: Pod, key: ObjectKey, policies: list[str], verdict: Verdict) -> Resource:
         captured = self._is_captured(pod)
         reached = captured or is_captured(pod) or speaks_hbone_itself(pod.meta.labels)
         if not reached:
@@ -234,7 +262,9 @@ class _Run:
     def _entries(self, addresses: dict[str, Resource]) -> None:
         for entry in self._objects.workload_entries.values():
             key = entry.meta.key
-            policies, _ = self._policies.of_workload(key, selectable_entry(entry).labels)
+            labels = selectable_entry(entry).labels
+            policies, _ = self._policies.of_workload(key, labels)
+            self._reside(key, "", entry.spec.service_account, labels, policies)
             services = self._endpoints.get(key, {})
             waypoint = self._waypoints.of_workload(entry.meta)
             self._report_unreachable(key, "spec.network", entry.spec.network)

@@ -9,18 +9,19 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import grpc
 from envoy.service.discovery.v3 import discovery_pb2
 
+from daemonset.control_plane.xds.access import EVERYTHING, Access, ForbiddenError
 from daemonset.control_plane.xds.snapshot import Differences, Snapshot
 from daemonset.control_plane.xds.subscription import Client
 
 _log = logging.getLogger("daemonset.control_plane.xds")
 
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
-_FIRST_REQUESTS = 0.05  # seconds
+_FIRST_REQUESTS = 0.5  # seconds
 
 Metadata = Sequence[tuple[str, str | bytes]]
-Authenticate = Callable[[Metadata], str]
-"""Request metadata -> who it is. Raises PermissionError, whose text the client is shown. Called in
-a thread, and may block."""
+Authenticate = Callable[[Metadata], Access]
+"""Request metadata -> what it may see. Raises PermissionError or ForbiddenError, whose text the
+client is shown. Called in a thread, and may block."""
 
 
 class DiscoveryService:
@@ -49,15 +50,19 @@ class DiscoveryService:
             requests: AsyncIterator[discovery_pb2.DeltaDiscoveryRequest],
             context: grpc.aio.ServicerContext,
         ) -> None:
-            client = Client(context.peer(), self._differences, self._on_rejection)
-            if authenticate is not None:
-                try:
+            access = EVERYTHING
+            try:
+                if authenticate is not None:
                     metadata = context.invocation_metadata() or ()
-                    client.identity = await asyncio.to_thread(authenticate, metadata)
-                except PermissionError as error:
-                    _log.warning("xDS stream of %s refused: %s", client.peer, error)
-                    await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
-            await self._serve(client, requests, context)
+                    access = await asyncio.to_thread(authenticate, metadata)
+                client = Client(context.peer(), self._differences, self._on_rejection, access)
+                await self._serve(client, requests, context)
+            except PermissionError as error:
+                _log.warning("xDS stream of %s refused: %s", context.peer(), error)
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+            except ForbiddenError as error:
+                _log.warning("xDS stream of %s refused: %s", context.peer(), error)
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
 
         return grpc.method_handlers_generic_handler(
             SERVICE,
@@ -83,10 +88,17 @@ class DiscoveryService:
         try:
             await wake.wait()
             _log.info("%s connects", client)
-            if client.waits_for_policies:
-                # Its next request, for policies, is on its way: those go out first.
-                await asyncio.sleep(_FIRST_REQUESTS)
+            # Its next request, for policies, is on its way: those go out first.
+            patience = asyncio.get_running_loop().time() + _FIRST_REQUESTS
+            while client.waits_for_policies and not reader.done():
+                wake.clear()
+                try:
+                    async with asyncio.timeout_at(patience):
+                        await wake.wait()
+                except TimeoutError:
+                    break
             while not reader.done():
+                client.access.check()
                 response = client.next_response(self._snapshot)
                 if response is not None:
                     await context.write(response)

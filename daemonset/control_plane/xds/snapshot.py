@@ -7,6 +7,13 @@ from dataclasses import dataclass
 
 from envoy.service.discovery.v3 import discovery_pb2
 
+from daemonset.control_plane.objects.meta import ObjectKey
+from daemonset.control_plane.translation.resident import (
+    Resident,
+    Viewpoint,
+    by_viewpoint,
+    needed,
+)
 from daemonset.control_plane.translation.resource import (
     ADDRESS,
     AUTHORIZATION,
@@ -63,7 +70,12 @@ def _varint(number: int) -> bytes:
 
 
 class Snapshot:
-    """The resources of all types. Entries that did not change are the same objects as before."""
+    """The resources of all types. Entries that did not change are the same objects as before.
+
+    Args:
+        before: the snapshot that this one follows.
+        residents: where workloads live: what is asked for from somewhere follows from it.
+    """
 
     def __init__(
         self,
@@ -71,6 +83,7 @@ class Snapshot:
         addresses: Mapping[str, Resource],
         authorizations: Mapping[str, Resource],
         before: Snapshot | None = None,
+        residents: Mapping[ObjectKey, Resident] | None = None,
     ) -> None:
         self.generation = generation
         self.addresses: dict[str, Entry] = _encoded(addresses, before.addresses if before else {})
@@ -81,16 +94,52 @@ class Snapshot:
         self._by_alias: dict[str, list[str]] | None = None
         self._by_service: dict[str, list[str]] = {}
         self._by_node: dict[str, list[str]] = {}
+        self._residents = by_viewpoint((residents or {}).values())
+        self._needed: dict[Viewpoint, dict[str, Entry]] = {}
+        self._holding: dict[str, list[str]] | None = None
+        if before is not None and before.authorizations is self.authorizations:
+            # In one step: others may be asking the snapshot before at this moment.
+            known = before._needed.copy()
+            self._needed = {
+                viewpoint: found
+                for viewpoint, found in known.items()
+                if self._residents.get(viewpoint) == before._residents.get(viewpoint)
+            }
 
-    def of_type(self, type_url: str) -> dict[str, Entry] | None:
-        """Name -> entry, or None for a type that is not served."""
+    def of_type(
+        self, type_url: str, viewpoint: Viewpoint | None = None
+    ) -> Mapping[str, Entry] | None:
+        """Name -> entry, or None for a type that is not served.
+
+        Args:
+            viewpoint: from where it is looked at; None: from nowhere, and everything is seen.
+                Any address may be somebody's destination. Of the policies, a proxy gets those
+                that hold for the workloads that it answers for.
+        """
         if type_url == ADDRESS:
             return self.addresses
         if type_url == AUTHORIZATION:
-            return self.authorizations
+            return self.authorizations if viewpoint is None else self._seen_from(viewpoint)
         if type_url == WORKLOAD:
             return self._as_workloads()
         return None
+
+    def has_residents(self, viewpoint: Viewpoint) -> bool:
+        """Is there anything that a proxy there answers for?"""
+        return viewpoint in self._residents
+
+    def _seen_from(self, viewpoint: Viewpoint) -> dict[str, Entry]:
+        found = self._needed.get(viewpoint)
+        if found is None:
+            if self._holding is None:
+                self._holding = {}
+                for name, entry in self.authorizations.items():
+                    self._holding.setdefault(entry.resource.holds_in, []).append(name)
+            residents = self._residents.get(viewpoint, ())
+            names = needed(residents, self.authorizations, self._holding)
+            found = {name: self.authorizations[name] for name in sorted(names)}
+            self._needed[viewpoint] = found
+        return found
 
     def _as_workloads(self) -> dict[str, Entry]:
         if self._workloads is None:
@@ -139,15 +188,18 @@ class Snapshot:
                 self._by_node.setdefault(resource.node, []).append(name)
 
 
-def _encoded(resources: Mapping[str, Resource], before: Mapping[str, Entry]) -> dict[str, Entry]:
+def _encoded(resources: Mapping[str, Resource], before: dict[str, Entry]) -> dict[str, Entry]:
+    """Entries of resources; ``before`` itself where nothing has changed."""
     result: dict[str, Entry] = {}
+    same = len(resources) == len(before)
     for name, resource in resources.items():
         known = before.get(name)
         if known is not None and known.version == resource.version:
             result[name] = known
         else:
+            same = False
             result[name] = Entry(resource, encode(resource, resource.type_url))
-    return result
+    return before if same else result
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,19 +228,24 @@ class Differences:
 
     def __init__(self) -> None:
         self._latest = -1
-        self._known: dict[tuple[int, str], Difference] = {}
+        self._known: dict[tuple[int, str, Viewpoint | None], Difference] = {}
 
-    def between(self, old: Snapshot, new: Snapshot, type_url: str) -> Difference:
+    def between(
+        self, old: Snapshot, new: Snapshot, type_url: str, viewpoint: Viewpoint | None = None
+    ) -> Difference:
         if old is new:
+            return NOTHING
+        before = old.of_type(type_url, viewpoint) or {}
+        after = new.of_type(type_url, viewpoint) or {}
+        if before is after:
             return NOTHING
         if new.generation != self._latest:
             self._latest = new.generation
             self._known.clear()
-        key = (old.generation, type_url)
+        # All see the same addresses.
+        key = (old.generation, type_url, viewpoint if type_url == AUTHORIZATION else None)
         found = self._known.get(key)
         if found is None:
-            before = old.of_type(type_url) or {}
-            after = new.of_type(type_url) or {}
             found = Difference(
                 tuple(entry for name, entry in after.items() if not _same(before.get(name), entry)),
                 tuple(name for name in before if name not in after),

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 from envoy.service.discovery.v3 import discovery_pb2
 
+from daemonset.control_plane.translation.resident import Viewpoint
 from daemonset.control_plane.translation.resource import ADDRESS, AUTHORIZATION, WORKLOAD
+from daemonset.control_plane.xds.access import EVERYTHING, Access
 from daemonset.control_plane.xds.snapshot import (
     NOTHING,
     Difference,
@@ -47,10 +49,16 @@ class TypeStatus:
 
 
 class _Subscription:
-    """One type of one client."""
+    """One type of one client, as it is seen from ``viewpoint``."""
 
-    def __init__(self, type_url: str, request: discovery_pb2.DeltaDiscoveryRequest) -> None:
+    def __init__(
+        self,
+        type_url: str,
+        request: discovery_pb2.DeltaDiscoveryRequest,
+        viewpoint: Viewpoint | None,
+    ) -> None:
         self.type_url = type_url
+        self._viewpoint = viewpoint
         subscribed = list(request.resource_names_subscribe)
         # "For all resource types, an empty list in the first request is a wildcard" (xDS delta).
         self.wildcard = not subscribed
@@ -88,16 +96,19 @@ class _Subscription:
     def _forget_base(self) -> None:
         """Wildcard clients share snapshots; the others have what they were sent, by name."""
         if self.base is not None:
-            entries = self.base.of_type(self.type_url) or {}
+            entries = self._entries(self.base)
             self.known = {name: entry.version for name, entry in entries.items()}
             self.base = None
 
+    def _entries(self, snapshot: Snapshot) -> Mapping[str, Entry]:
+        return snapshot.of_type(self.type_url, self._viewpoint) or {}
+
     def lacking(self, snapshot: Snapshot, differences: Differences, node: str) -> Difference:
         """What must be sent to bring this client to the snapshot."""
-        entries = snapshot.of_type(self.type_url) or {}
+        entries = self._entries(snapshot)
         if self.wildcard:
             found = (
-                differences.between(self.base, snapshot, self.type_url)
+                differences.between(self.base, snapshot, self.type_url, self._viewpoint)
                 if self.base is not None
                 else difference(self.known or {}, entries.values())
             )
@@ -163,7 +174,7 @@ class _Subscription:
 
     def status(self) -> TypeStatus:
         if self.base is not None:
-            resources = len(self.base.of_type(self.type_url) or ())
+            resources = len(self._entries(self.base))
         else:
             resources = len(self.known or ())
         return TypeStatus(
@@ -180,16 +191,24 @@ class _Subscription:
 
 
 class Client:
-    """One stream. Feed it with requests; ask it for what is to be written."""
+    """One stream. Feed it with requests; ask it for what is to be written.
+
+    Attributes:
+        access: what it may see.
+    """
 
     def __init__(
-        self, peer: str, differences: Differences, on_rejection: Callable[[], None]
+        self,
+        peer: str,
+        differences: Differences,
+        on_rejection: Callable[[], None],
+        access: Access = EVERYTHING,
     ) -> None:
         self.peer = peer
+        self.access = access
         self._on_rejection = on_rejection
         self.node_id = ""
-        self.node_name = ""
-        self.identity = ""
+        self.node_name = access.node_of("")
         self._differences = differences
         self._types: dict[str, _Subscription] = {}
         self._nonces = 0
@@ -197,12 +216,16 @@ class Client:
         self.connected_at = time.time()
 
     def receive(self, request: discovery_pb2.DeltaDiscoveryRequest, snapshot: Snapshot) -> None:
-        """Take a request: a subscription, an acknowledgement, a rejection, or several of these."""
+        """Take a request: a subscription, an acknowledgement, a rejection, or several of these.
+
+        Raises:
+            ForbiddenError: the client says of itself to be on a node that it is not on.
+        """
         if request.HasField("node") and request.node.id:
             self.node_id = request.node.id
             fields = request.node.metadata.fields
             if "NODE_NAME" in fields:
-                self.node_name = fields["NODE_NAME"].string_value
+                self.node_name = self.access.node_of(fields["NODE_NAME"].string_value)
         type_url = request.type_url
         subscription = self._types.get(type_url)
         if subscription is None:
@@ -211,7 +234,8 @@ class Client:
                     self._unknown.add(type_url)
                     _log.warning("%s asks for %s, which is not served", self, type_url)
                 return
-            self._types[type_url] = _Subscription(type_url, request)
+            viewpoint = self.access.viewpoint
+            self._types[type_url] = _Subscription(type_url, request, viewpoint)
             return
         subscription.change(request)
         if request.response_nonce and request.response_nonce == subscription.nonce:

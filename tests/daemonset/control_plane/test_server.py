@@ -399,6 +399,77 @@ async def test_tls_streams_need_a_token(config: ControlPlaneConfig, nursery: tri
     nursery.cancel_scope.cancel()
 
 
+PLAIN_POLICY = POLICY.replace("app: db", "app: web").replace("only-web", "for-web")
+
+
+async def test_a_node_proxy_gets_the_policies_of_its_own_pods(
+    config: ControlPlaneConfig, nursery: trio.Nursery
+) -> None:
+    (config.source / "mesh.yaml").write_text(MESH)
+    (config.source / "policies.yaml").write_text(f"{POLICY}---{PLAIN_POLICY}")
+    plane = ControlPlane(config)
+    ports = await nursery.start(plane.run)
+    roots = plane.roots_pem.encode()
+
+    def policies(subject: TokenSubject, claimed: str = "") -> list[str]:
+        metadata = [("authorization", f"Bearer {plane.mint_token(subject)}")]
+        credentials = grpc.ssl_channel_credentials(roots)
+        with delta_stream(f"localhost:{ports.tls}", credentials, metadata) as opened:
+            opened.send(AUTHORIZATION, **({"node": claimed} if claimed else {}))
+            return sorted(resource.name for resource in opened.receive().resources)
+
+    async def refused(subject: TokenSubject, claimed: str = "") -> str:
+        with pytest.raises(grpc.RpcError) as caught:
+            await trio.to_thread.run_sync(policies, subject, claimed)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        details: str = caught.value.details()
+        return details
+
+    async def seen(subject: TokenSubject, claimed: str = "") -> list[str]:
+        return await trio.to_thread.run_sync(policies, subject, claimed)
+
+    there = dataclasses.replace(ZTUNNEL, node="node-b")
+    assert await seen(ZTUNNEL, "node-a") == await seen(ZTUNNEL) == ["shop/for-web"]
+    assert await seen(there, "node-b") == ["shop/only-web"]
+    assert "says that it is on node 'node-b'" in await refused(ZTUNNEL, "node-b")
+    nowhere = dataclasses.replace(ZTUNNEL, node="")
+    assert "bound neither to a pod nor to a node" in await refused(nowhere)
+    application = TokenSubject("shop", "web", node="node-a")
+    assert "no workload of it is a proxy" in await refused(application)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_stream_ends_when_its_client_is_no_proxy_any_more(
+    config: ControlPlaneConfig, nursery: trio.Nursery
+) -> None:
+    proxy = MESH.replace("labels: {app: web}", "labels: {networking.istio.io/tunnel: http}")
+    (config.source / "mesh.yaml").write_text(proxy)
+    plane = ControlPlane(config)
+    ports = await nursery.start(plane.run)
+    roots = plane.roots_pem.encode()
+    connected, ended = trio.Event(), trio.Event()
+
+    def follow() -> None:
+        token = plane.mint_token(TokenSubject("shop", "web"))
+        credentials = grpc.ssl_channel_credentials(roots)
+        metadata = [("authorization", f"Bearer {token}")]
+        with delta_stream(f"localhost:{ports.tls}", credentials, metadata) as opened:
+            opened.send(ADDRESS)
+            assert len(opened.receive().resources) == 2
+            trio.from_thread.run_sync(connected.set)
+            with pytest.raises(grpc.RpcError) as caught:
+                opened.receive()
+            assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        trio.from_thread.run_sync(ended.set)
+
+    nursery.start_soon(trio.to_thread.run_sync, follow)
+    await connected.wait()
+    (config.source / "mesh.yaml").write_text(MESH)
+    with trio.fail_after(20):
+        await ended.wait()
+    nursery.cancel_scope.cancel()
+
+
 async def test_without_plaintext_there_is_one_grpc_port(
     config: ControlPlaneConfig, nursery: trio.Nursery
 ) -> None:
