@@ -38,6 +38,7 @@ class Mesh:
         self._metrics = metrics
         self._translator = Translator(settings)
         self._reported: frozenset[Finding] = frozenset()
+        self._severities: Counter[Severity] = Counter()
         self.findings: tuple[Finding, ...] = ()
         self.services: tuple[ServiceInfo, ...] = ()
         self.snapshot = Snapshot(0, {}, {})
@@ -63,27 +64,28 @@ class Mesh:
         seconds = time.perf_counter() - started
         self.directory = Directory(objects.pods, _belonging(objects, captured, self._settings))
         self.snapshot = snapshot
-        self.findings = translation.findings
         self.services = translation.services
-        self._report(translation, place)
+        if translation.findings is not self.findings:
+            self.findings = translation.findings
+            self._report(translation, place)
         self._count(translation, seconds, problems)
         return snapshot
 
     def _report(self, translation: Translation, place: Place) -> None:
         found = frozenset(translation.findings)
+        self._severities = Counter(finding.severity for finding in translation.findings)
         for finding in sorted(found - self._reported):
             _log.log(_LEVELS[finding.severity], "%s: %s", place(finding), finding)
         self._reported = found
 
     def _count(self, translation: Translation, seconds: float, problems: int) -> None:
-        severities = Counter(finding.severity for finding in translation.findings)
         self._metrics.translated(
             seconds,
             {
                 "address": len(translation.addresses),
                 "authorization": len(translation.authorizations),
             },
-            {severity.name.lower(): severities[severity] for severity in Severity},
+            {severity.name.lower(): self._severities[severity] for severity in Severity},
             problems,
         )
 

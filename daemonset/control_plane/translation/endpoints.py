@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from daemonset.control_plane.objects.endpoint_slice import EndpointSlice
 from daemonset.control_plane.objects.meta import ObjectKey
 from daemonset.control_plane.objects.pod import Pod
-from daemonset.control_plane.objects.selector import LabelSelector
 from daemonset.control_plane.objects.workload_entry import WorkloadEntry
-from daemonset.control_plane.translation.label_index import LabelIndex
 from daemonset.control_plane.translation.service_info import MeshPort, ServiceInfo
 from ztunnel.proto.workload_pb2 import PortList
 
@@ -27,10 +25,6 @@ class Selectable:
     key: ObjectKey
     labels: Mapping[str, str]
     ports: Mapping[str, int]
-
-    @property
-    def namespace(self) -> str:
-        return self.key.namespace
 
 
 def selectable_pod(pod: Pod) -> Selectable:
@@ -67,23 +61,6 @@ def ports_of(
         if target is not None:
             pairs.append((port.number, target))
     return tuple(pairs)
-
-
-def select_endpoints(
-    services: Iterable[ServiceInfo], index: LabelIndex[Selectable]
-) -> dict[ObjectKey, ServicePorts]:
-    """The services of every workload that a selector chooses; nothing for an empty selector,
-    which in a Service means that endpoints are listed elsewhere."""
-    result: dict[ObjectKey, ServicePorts] = {}
-    for service in services:
-        if service.selector is None or service.selector == LabelSelector():
-            continue
-        name = service.name
-        for workload in index.select(service.meta.namespace, service.selector):
-            is_pod = workload.key.kind == "Pod"
-            ports = ports_of(service, workload.ports, is_pod=is_pod)
-            result.setdefault(workload.key, {})[name] = ports
-    return result
 
 
 def slice_ports(service: ServiceInfo, endpoint_slice: EndpointSlice) -> tuple[PortPair, ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from daemonset.control_plane.objects.meta import ObjectKey
 from daemonset.control_plane.objects.peer_authentication import MutualTLSMode, PeerAuthentication
 from daemonset.control_plane.translation.finding import Findings
+from daemonset.control_plane.translation.resource import Resource, authorization_resource
 from daemonset.control_plane.translation.settings import MeshSettings
 from ztunnel.proto.authorization_pb2 import (
     Action,
@@ -35,16 +36,21 @@ class Verdict:
 
 
 class PeerAuthentications:
-    """The effective mode of every workload."""
+    """The effective mode of every workload.
+
+    Attributes:
+        resources: all policies that come of it, by name, whether somebody carries them or not:
+            attaching one to a workload never waits for it.
+    """
 
     def __init__(
         self, policies: Iterable[PeerAuthentication], settings: MeshSettings, findings: Findings
     ) -> None:
         self._settings = settings
-        self._messages: dict[str, Authorization] = {}
         self._by_namespace: dict[str, PeerAuthentication] = {}
-        self._selecting: dict[str, list[PeerAuthentication]] = {}
+        self._selecting: dict[str, list[tuple[PeerAuthentication, Verdict]]] = {}
         root = settings.root_namespace
+        selecting: list[PeerAuthentication] = []
         for policy in sorted(policies, key=lambda item: item.meta.age_order):
             namespace = policy.meta.namespace
             if policy.selector is None:
@@ -60,42 +66,45 @@ class PeerAuthentications:
                     "Put it into the workloads' namespace.",
                 )
             else:
-                self._selecting.setdefault(namespace, []).append(policy)
-        self._strict_name = f"{root}/{STATIC_STRICT}"
-        self._messages[self._strict_name] = _message(root, STATIC_STRICT, [_group([_no_peer()])])
-
-    @property
-    def messages(self) -> Iterable[Authorization]:
-        """All policies that came out; the static one always, so that attaching it to a workload
-        never waits for it."""
-        return self._messages.values()
+                selecting.append(policy)
+        static = authorization_resource(_message(root, STATIC_STRICT, [_group([_no_peer()])]))
+        self._static_name = static.name
+        self.resources: dict[str, Resource] = {static.name: static}
+        for policy in selecting:
+            inside = self._selecting.setdefault(policy.meta.namespace, [])
+            inside.append((policy, self._verdict(policy)))
 
     def judge(self, namespace: str, labels: Mapping[str, str], findings: Findings) -> Verdict:
         """What holds for a workload."""
-        parent = self._parent_mode(namespace)
         matching = [
-            policy
-            for policy in self._selecting.get(namespace, ())
+            (policy, verdict)
+            for policy, verdict in self._selecting.get(namespace, ())
             if policy.selector is not None and policy.selector.matches(labels)
         ]
         if not matching:
-            return self._static(parent)
-        policy = matching[0]
-        for other in matching[1:]:
+            return self._static(self._parent_mode(namespace))
+        policy, verdict = matching[0]
+        for other, _ in matching[1:]:
             _report_older(other, policy, findings)
-        strict = _is_strict(policy.mode, parent)
+        return verdict
+
+    def _verdict(self, policy: PeerAuthentication) -> Verdict:
+        """Of a policy with a selector."""
+        namespace = policy.meta.namespace
+        strict = _is_strict(policy.mode, self._parent_mode(namespace))
         modes = {port: _is_strict(mode, strict) for port, mode in policy.ports.items()}
         exceptions = sorted(port for port, port_strict in modes.items() if port_strict != strict)
         if not exceptions:
             return self._static(strict)
-        name = f"{CONVERTED}{policy.meta.name}"
-        full_name = f"{namespace}/{name}"
-        if full_name not in self._messages:
-            self._messages[full_name] = _message(namespace, name, _port_groups(strict, exceptions))
-        return Verdict((full_name,), strict=True)
+        message = _message(
+            namespace, f"{CONVERTED}{policy.meta.name}", _port_groups(strict, exceptions)
+        )
+        resource = authorization_resource(message)
+        self.resources[resource.name] = resource
+        return Verdict((resource.name,), strict=True)
 
     def _static(self, strict: bool) -> Verdict:
-        return Verdict((self._strict_name,) if strict else (), strict)
+        return Verdict((self._static_name,) if strict else (), strict)
 
     def _parent_mode(self, namespace: str) -> bool:
         mesh = self._by_namespace.get(self._settings.root_namespace)

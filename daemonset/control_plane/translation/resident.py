@@ -7,9 +7,10 @@ difference: once it is captured, it would be too late.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 
+from daemonset.control_plane.objects.meta import ObjectKey
 from daemonset.control_plane.translation.resource import EVERYWHERE
 
 
@@ -42,6 +43,9 @@ class Viewpoint:
         return self.node or f"{self.namespace}/{self.service_account}"
 
 
+Groups = Mapping[Viewpoint, Mapping[ObjectKey, Resident]]
+
+
 def viewpoints(resident: Resident) -> Iterable[Viewpoint]:
     """Who is its proxy, or may be."""
     if resident.node:
@@ -50,17 +54,42 @@ def viewpoints(resident: Resident) -> Iterable[Viewpoint]:
         yield Viewpoint("", resident.namespace, resident.service_account)
 
 
-def by_viewpoint(residents: Iterable[Resident]) -> dict[Viewpoint, tuple[Resident, ...]]:
-    """The residents that each proxy answers for."""
-    found: dict[Viewpoint, list[Resident]] = {}
-    for resident in residents:
-        for viewpoint in viewpoints(resident):
-            found.setdefault(viewpoint, []).append(resident)
-    return {viewpoint: tuple(inside) for viewpoint, inside in found.items()}
+class Residents:
+    """Who lives where, kept up to date."""
+
+    def __init__(self) -> None:
+        self._known: dict[ObjectKey, Resident] = {}
+        self._groups: Groups = {}
+
+    @property
+    def groups(self) -> Groups:
+        """The residents that each proxy answers for. What was handed out does not change, and what
+        has not changed since is the same."""
+        return self._groups
+
+    def put(self, key: ObjectKey, resident: Resident | None) -> None:
+        """A resident, new or changed; None: it is gone."""
+        before = self._known.get(key)
+        if before == resident:
+            return
+        groups = dict(self._groups)
+        for viewpoint in viewpoints(before) if before is not None else ():
+            left = {other: one for other, one in groups[viewpoint].items() if other != key}
+            if left:
+                groups[viewpoint] = left
+            else:
+                del groups[viewpoint]
+        if resident is None:
+            del self._known[key]
+        else:
+            self._known[key] = resident
+            for viewpoint in viewpoints(resident):
+                groups[viewpoint] = {**groups.get(viewpoint, {}), key: resident}
+        self._groups = groups
 
 
 def needed(
-    residents: Sequence[Resident], policies: Container[str], holding: Mapping[str, Iterable[str]]
+    residents: Collection[Resident], policies: Container[str], holding: Mapping[str, Iterable[str]]
 ) -> set[str]:
     """Names of the policies that hold for any of the residents, or for everybody.
 

@@ -11,7 +11,7 @@ from daemonset.control_plane.objects.objectset import ObjectSet
 from daemonset.control_plane.translation.finding import Findings
 from daemonset.control_plane.translation.gateway_address import network_address
 from daemonset.control_plane.translation.kubernetes_services import from_service
-from daemonset.control_plane.translation.memory import Remembered
+from daemonset.control_plane.translation.memory import Kept
 from daemonset.control_plane.translation.resource import Resource, service_resource
 from daemonset.control_plane.translation.service_addresses import ServiceAddresses
 from daemonset.control_plane.translation.service_entries import from_service_entry, wants_address
@@ -109,7 +109,7 @@ def _give_entry_addresses(
 
 
 def service_resources(
-    services: list[ServiceInfo], network: str, memory: Remembered[str, Resource]
+    services: list[ServiceInfo], network: str, memory: Kept[str, Resource]
 ) -> list[Resource]:
     """The resources of services, with exactly one canonical service for each hostname."""
     canonical: dict[str, ServiceInfo] = {}

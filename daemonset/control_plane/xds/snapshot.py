@@ -7,13 +7,7 @@ from dataclasses import dataclass
 
 from envoy.service.discovery.v3 import discovery_pb2
 
-from daemonset.control_plane.objects.meta import ObjectKey
-from daemonset.control_plane.translation.resident import (
-    Resident,
-    Viewpoint,
-    by_viewpoint,
-    needed,
-)
+from daemonset.control_plane.translation.resident import Groups, Viewpoint, needed
 from daemonset.control_plane.translation.resource import (
     ADDRESS,
     AUTHORIZATION,
@@ -83,7 +77,7 @@ class Snapshot:
         addresses: Mapping[str, Resource],
         authorizations: Mapping[str, Resource],
         before: Snapshot | None = None,
-        residents: Mapping[ObjectKey, Resident] | None = None,
+        residents: Groups | None = None,
     ) -> None:
         self.generation = generation
         self.addresses: dict[str, Entry] = _encoded(addresses, before.addresses if before else {})
@@ -94,7 +88,7 @@ class Snapshot:
         self._by_alias: dict[str, list[str]] | None = None
         self._by_service: dict[str, list[str]] = {}
         self._by_node: dict[str, list[str]] = {}
-        self._residents = by_viewpoint((residents or {}).values())
+        self._residents: Groups = residents or {}
         self._needed: dict[Viewpoint, dict[str, Entry]] = {}
         self._holding: dict[str, list[str]] | None = None
         if before is not None and before.authorizations is self.authorizations:
@@ -103,7 +97,7 @@ class Snapshot:
             self._needed = {
                 viewpoint: found
                 for viewpoint, found in known.items()
-                if self._residents.get(viewpoint) == before._residents.get(viewpoint)
+                if self._residents.get(viewpoint) is before._residents.get(viewpoint)
             }
 
     def of_type(
@@ -135,8 +129,8 @@ class Snapshot:
                 self._holding = {}
                 for name, entry in self.authorizations.items():
                     self._holding.setdefault(entry.resource.holds_in, []).append(name)
-            residents = self._residents.get(viewpoint, ())
-            names = needed(residents, self.authorizations, self._holding)
+            residents = self._residents.get(viewpoint, {})
+            names = needed(residents.values(), self.authorizations, self._holding)
             found = {name: self.authorizations[name] for name in sorted(names)}
             self._needed[viewpoint] = found
         return found
@@ -194,7 +188,7 @@ def _encoded(resources: Mapping[str, Resource], before: dict[str, Entry]) -> dic
     same = len(resources) == len(before)
     for name, resource in resources.items():
         known = before.get(name)
-        if known is not None and known.version == resource.version:
+        if known is not None and (known.resource is resource or known.version == resource.version):
             result[name] = known
         else:
             same = False

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemonset.control_plane.objects.objectset import ObjectSet
-from daemonset.control_plane.translation.memory import Remembered
+from daemonset.control_plane.translation.memory import Kept
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.control_plane.translation.translate import Translator
 from tests.support.control_plane import read_objects
@@ -71,8 +71,8 @@ def test_what_is_remembered_changes_nothing(
             assert remembering.translate(before, given_captured) == fresh
 
 
-def test_what_is_not_asked_for_is_forgotten() -> None:
-    memory: Remembered[str, int] = Remembered()
+def test_what_is_kept_is_kept_for_its_inputs() -> None:
+    memory: Kept[str, int] = Kept()
     made: list[int] = []
 
     def make() -> int:
@@ -80,10 +80,7 @@ def test_what_is_not_asked_for_is_forgotten() -> None:
         return made[-1]
 
     assert memory.get("a", (1,), make) == 0
-    memory.turn()
     assert memory.get("a", (1,), make) == 0
-    memory.turn()
-    assert memory.get("a", (2,), make) == 1  # another input
-    memory.turn()
-    memory.turn()
-    assert memory.get("a", (2,), make) == 2  # a turn without it
+    assert memory.get("a", (2,), make) == 1
+    memory.drop("a")
+    assert memory.get("a", (2,), make) == 2
