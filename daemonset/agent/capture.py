@@ -19,7 +19,7 @@ from daemonset.agent.capture_rules import (
     stop_table,
 )
 from ztunnel.linux import netns
-from ztunnel.linux.conntrack import forget_connections
+from ztunnel.linux.conntrack import forget_direct_connections
 from ztunnel.linux.netlink import NetlinkError
 from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.linux.nft_tables import Table, differences
@@ -184,7 +184,8 @@ class Capture:
             except NetlinkError as error:
                 logger.info("connections from before the capture end when they are used: %s", error)
         try:
-            forget_connections(self._namespace)
+            # Those that were made since the rules are there are captured already, and live on.
+            forget_direct_connections(self._namespace, ANSWERS.mask)
         except NetlinkError as error:
             # Without conntrack netlink: connections that were not tracked before end nevertheless.
             logger.warning("connections from before the capture may go on: %s", error)

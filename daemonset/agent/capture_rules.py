@@ -64,9 +64,7 @@ class CaptureOptions:
 def capture_table(options: CaptureOptions, *, redirecting: bool = True) -> Table:
     """The whole rule set. With `redirecting` false it serves the connections that there are, and
     takes in no new ones: for the moment in which a pod leaves the mesh."""
-    chains = _mark_chains(options)
-    if options.dns:
-        chains += _zone_chains(options)
+    chains = (*_mark_chains(options), *_zone_chains(options))
     outbound = _outbound_rules(options) if redirecting else ()
     inbound = _inbound_rules(options) if redirecting else ()
     # Both stay in place when they are empty: without them the kernel would stop translating the
@@ -133,15 +131,31 @@ def _mark_chains(options: CaptureOptions) -> tuple[Chain, ...]:
 
 
 def _zone_chains(options: CaptureOptions) -> tuple[Chain, ...]:
-    asked = Rule(
-        (
-            *_UDP,
-            *_of_proxy(options),
-            *nft.destination_port(53),
-            nft.counter(),
-            *nft.set_connection_zone(_PROXY_ZONE),
-        ),
-        "questions of ztunnel itself: tracked apart from the captured ones",
+    out: list[Rule] = [
+        Rule(
+            (
+                *_of_proxy(options),
+                *_TCP,
+                *nft.output_interface("lo"),
+                nft.counter(),
+                *nft.set_connection_zone(_PROXY_ZONE, original_only=True),
+            ),
+            "ztunnel connects in a client's name: not mistaken for a connection of that client",
+        )
+    ]
+    if not options.dns:
+        return (Chain("zone-out", tuple(out), "output", "filter", _RAW),)
+    out.append(
+        Rule(
+            (
+                *_UDP,
+                *_of_proxy(options),
+                *nft.destination_port(53),
+                nft.counter(),
+                *nft.set_connection_zone(_PROXY_ZONE),
+            ),
+            "questions of ztunnel itself: tracked apart from the captured ones",
+        )
     )
     answered = Rule(
         (
@@ -154,7 +168,7 @@ def _zone_chains(options: CaptureOptions) -> tuple[Chain, ...]:
         "answers to ztunnel's own questions",
     )
     return (
-        Chain("zone-out", (asked,), "output", "filter", _RAW),
+        Chain("zone-out", tuple(out), "output", "filter", _RAW),
         Chain("zone-in", (answered,), "prerouting", "filter", _RAW),
     )
 

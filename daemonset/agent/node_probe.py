@@ -21,7 +21,7 @@ from daemonset.agent.host import HostProbes
 from daemonset.agent.report import Feature
 from ztunnel.kernel.sockmap import Sockmap
 from ztunnel.linux import netns, sockets
-from ztunnel.linux.conntrack import forget_connections
+from ztunnel.linux.conntrack import forget_direct_connections
 from ztunnel.linux.netns import NetworkNamespace
 
 _OPTIONS = CaptureOptions(mark=0x6D657368)
@@ -55,7 +55,7 @@ def probe_node(proc: Path = Path("/proc")) -> tuple[Feature, ...]:
         attempt("redirection", True, lambda: _redirect(namespace, proc))
         attempt("the node's probe rules (nftables)", True, lambda: _host_rules(namespace))
         attempt("foreign source addresses (IP_TRANSPARENT)", True, lambda: _foreign(namespace))
-        attempt("conntrack over netlink", False, lambda: forget_connections(namespace))
+        attempt("conntrack over netlink", False, lambda: forget_direct_connections(namespace))
         attempt("waiting connections move (tcp_migrate_req)", False,
                 lambda: _migrate(namespace, proc))  # fmt: skip
         attempt("IPv6", False, lambda: _ipv6(namespace))

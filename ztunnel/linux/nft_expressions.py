@@ -20,6 +20,7 @@ _EQ, _NEQ, _GTE = 0, 1, 5
 _META_MARK, _META_IIFNAME, _META_OIFNAME, _META_SKUID = 3, 6, 7, 10
 _META_NFPROTO, _META_L4PROTO = 15, 16
 _CT_DIRECTION, _CT_MARK, _CT_ZONE = 1, 3, 17
+_ORIGINAL = 0
 _NETWORK, _TRANSPORT = 1, 2
 _NFPROTO: dict[int, int] = {socket.AF_INET: 2, socket.AF_INET6: 10}
 
@@ -259,12 +260,16 @@ def set_connection_mark(value: int, mask: int) -> tuple[Expression, ...]:
     )
 
 
-def set_connection_zone(zone: int) -> tuple[Expression, ...]:
-    """`ct zone set zone`, in a chain before connection tracking (priority below -200)."""
-    return (
-        _immediate(_REGISTER, struct.pack("=H", zone)),
-        _expression("ct", _2=_CT_ZONE, _4=_REGISTER),
-    )
+def set_connection_zone(zone: int, *, original_only: bool = False) -> tuple[Expression, ...]:
+    """`ct zone set zone`, in a chain before connection tracking (priority below -200).
+
+    `original_only` (`ct original zone set`): the answers stay in the zone that they would be in
+    without this rule, and are found there.
+    """
+    assign = _expression("ct", _2=_CT_ZONE, _4=_REGISTER)
+    if original_only:
+        assign = Expression("ct", tuple(sorted((*assign.attributes, (3, bytes((_ORIGINAL,)))))))
+    return (_immediate(_REGISTER, struct.pack("=H", zone)), assign)
 
 
 def redirect(port: int) -> tuple[Expression, ...]:

@@ -20,7 +20,9 @@ from daemonset.agent.capture_rules import (
 from tests.support.namespaces import Cluster, Pod
 from ztunnel.linux import netns, sockets
 from ztunnel.linux import nft_expressions as nft
+from ztunnel.linux.conntrack import forget_direct_connections
 from ztunnel.linux.netlink import NetlinkError
+from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.linux.nft_tables import Chain, Rule, Table
 from ztunnel.linux.nftables import Nftables
 from ztunnel.linux.routing import Routing
@@ -160,6 +162,34 @@ def test_the_application_sees_its_client_and_its_answers_come_back(
     ):
         assert sockets.peer_of(served)[0] == other.address(family)
         exchange(upstream, served)
+
+
+@FAMILIES
+@MARKS
+def test_a_connection_in_a_clients_name_may_have_the_port_of_one_of_its_own(
+    cluster: Cluster, family: int, options: CaptureOptions
+) -> None:
+    """A client without a tunnel, and ztunnel in its name: same addresses, ports chosen apart."""
+    pod, other = cluster.pods
+    Capture(pod.namespace, options).apply()
+    with (
+        sockets.listen_tcp("::", 15006, mark=options.mark, namespace=pod.namespace) as plain,
+        sockets.listen_tcp("::", 80, namespace=pod.namespace) as app,
+        sockets.start_connect((pod.address(family), 80), namespace=other.namespace) as client,
+        accept(plain) as captured,
+        pod.namespace.socket(family, socket.SOCK_STREAM) as upstream,
+    ):
+        exchange(client, captured)
+        sockets.set_mark(upstream, options.mark)
+        sockets.set_transparent(upstream)
+        upstream.bind(sockets.local_of(client))
+        upstream.settimeout(5)
+        upstream.connect((pod.address(family), 80))
+        with accept(app) as served:
+            assert sockets.peer_of(served) == sockets.local_of(client)
+            exchange(upstream, served)
+            exchange(client, captured)
+        assert not select.select([plain], [], [], 0)[0]
 
 
 @FAMILIES
@@ -419,6 +449,45 @@ def test_tracked_connections_from_before_end_as_well(cluster: Cluster) -> None:
     test_connections_from_before_do_not_go_on_in_the_clear(cluster)
     with Nftables(pod.namespace) as nftables:
         assert nftables.table_names() == ["foreign", TABLE]
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_what_is_captured_while_capture_is_put_in_place_lives_on(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, released: bool
+) -> None:
+    """Rules first, then the end of connections from before: some are made in between."""
+    pod, other = cluster.pods
+    made: list[socket.socket] = []
+
+    def connect_meanwhile(*_: object) -> None:
+        client = sockets.start_connect((other.v4, 80), namespace=pod.namespace)
+        made.extend((client, accept(proxy)))
+        upstream = sockets.start_connect(
+            (pod.v4, 80), mark=MARK, source=other.v4, namespace=pod.namespace
+        )
+        made.extend((accept(app), upstream))
+        exchange(upstream, made[2])
+
+    def forget(namespace: NetworkNamespace, spared_mark: int) -> None:
+        connect_meanwhile()
+        forget_direct_connections(namespace, spared_mark)
+
+    capture = Capture(pod.namespace, OPTIONS)
+    if released:
+        capture.apply()
+        capture.release()
+    monkeypatch.setattr("daemonset.agent.capture.forget_direct_connections", forget)
+    with (
+        sockets.listen_tcp("::", 15001, mark=MARK, namespace=pod.namespace) as proxy,
+        sockets.listen_tcp("::", 80, namespace=pod.namespace) as app,
+    ):
+        capture.apply()
+        assert len(made) == 4
+        # The far end speaks first: it is not known by its own address.
+        for client, served in (made[:2], made[2:]):
+            exchange(served, client)
+    for sock in made:
+        sock.close()
 
 
 def test_applying_again_and_other_options_leave_connections_alone(cluster: Cluster) -> None:
