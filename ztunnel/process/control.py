@@ -26,6 +26,7 @@ from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import TunnelProtocol
 from ztunnel.process import messages
 from ztunnel.process.admin import admin_sources
+from ztunnel.process.carried import Carried
 from ztunnel.process.certificate_desk import CertificateDesk
 from ztunnel.process.channel import Channel, ChannelError, Message, close_all
 from ztunnel.process.children import CANNOT_START
@@ -82,7 +83,7 @@ class Control:
 
     def __init__(self, config: Config, supervisor: socket.socket) -> None:
         telemetry = config.telemetry
-        as_json = telemetry.log_format is LogFormat.JSON
+        self._as_json = as_json = telemetry.log_format is LogFormat.JSON
         self.config = config
         self.log_filter = LogFilter.parse(telemetry.log_filter)
         self._writer = LogWriter(sys.stdout.fileno(), telemetry.log_queue, drop_notice(as_json))
@@ -231,6 +232,8 @@ class Control:
         old = self.workers.get(slot)
         if old is not None:
             old.replaced()
+            if old.pid == pid:  # it tells the new link what it carries
+                old.carried = Carried()
         worker = WorkerLink(slot, pid, Channel(socket.socket(fileno=fd)), self._from_worker)
         self.workers[slot] = worker
         self._links.add(worker)
@@ -245,16 +248,23 @@ class Control:
         if not self.workers and self.config.proxy_enabled:
             self.readiness.wait_for(PROXY_TASK)
 
-    def _worker_gone(self, slot: int, pid: int) -> None:
+    def _worker_gone(self, slot: int, pid: int, how: str) -> None:
         """Its process has ended; what it said last may still be on the way."""
         self.counters.counter("ztunnel_worker_restarts").add()
         for worker in [w for w in self._links if (w.slot, w.pid) == (slot, pid)]:
-            worker.dead = True
+            worker.dead = how
             if worker.gone:
                 self._forget(worker)
 
     def _forget(self, worker: WorkerLink) -> None:
         self._links.discard(worker)
+        if len(worker.carried):
+            log.error(
+                "worker %d took %d connections with it (%s)",
+                worker.slot, len(worker.carried), worker.dead,
+            )  # fmt: skip
+            error = f"the worker that carried it has ended ({worker.dead})"
+            worker.carried.write_lines(self._writer.queue.put, self._as_json, error)
         if not any(other.name == worker.name for other in self._links):
             self.aggregate.end(worker.name)
 

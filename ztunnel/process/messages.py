@@ -7,7 +7,7 @@ from typing import Final
 
 # supervisor -> control process
 WORKER: Final = 1  # slot, pid: int            fds: [channel to that worker]
-WORKER_GONE: Final = 2  # slot, pid: int       that worker's process has ended
+WORKER_GONE: Final = 2  # slot, pid: int, how: str   that worker's process has ended
 END: Final = 5  #                              the workers are gone: write down what they said, end
 
 # supervisor -> worker
@@ -44,6 +44,7 @@ LOOKUP: Final = 34  # key
 LOGS: Final = 35  # bytes: whole lines
 COUNTERS: Final = 36  # bytes
 DUMPED: Final = 37  # request id: int, connections: list[dict]
+CARRIED: Final = 41  # begun: list[Begun], ended: list[int], others: int (see carried)
 KERNEL_PATHS: Final = 40  # path to "on", or why it is off: dict
 POD_HELD: Final = 39  # uid, name, namespace, service account, has a namespace: bool,
 #                       kinds: list[str]; fds: [namespace, *duplicates of the listeners]

@@ -150,7 +150,7 @@ class Supervisor:
     def _ended(self, child: Child, pid: int, status: int) -> None:
         if child is not self._control:
             self._rejoin.pop(child.slot, None)
-            self._control.tell(messages.WORKER_GONE, child.slot, pid)
+            self._control.tell(messages.WORKER_GONE, child.slot, pid, how_it_ended(status))
         if self._draining:
             log.info("%s ended (%s)", child.name, how_it_ended(status))
         elif child is self._control and status == CANNOT_START and child.starts == 1:

@@ -25,6 +25,7 @@ from ztunnel.mesh.changes import Batch, Changes, Resource
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
 from ztunnel.process import messages
+from ztunnel.process.carried import Telling
 from ztunnel.process.channel import Channel, Message
 from ztunnel.process.link import Link
 from ztunnel.process.log_flush import LogFlush
@@ -81,6 +82,7 @@ class Worker:
         self._thread = threading.get_ident()
         self._nursery: trio.Nursery | None = None
         self._context: Context | None = None
+        self._telling: Telling | None = None
 
     async def run(self) -> None:
         """Runs until told to end, or until the supervisor is gone."""
@@ -102,6 +104,7 @@ class Worker:
                     self._resolve,
                     self._look_up,
                 )
+                self._telling = Telling(self._context.registry, self._logs.access)
                 self._supervisor = Link(
                     self._engine,
                     Channel(self._supervisor_socket, tolerant=True),
@@ -179,6 +182,8 @@ class Worker:
             self._engine, channel, self._from_control, self._control_lost
         )
         self._shipper.restart()
+        if self._telling is not None:
+            self._telling.restart()
         control.send(messages.KERNEL_PATHS, self._kernel_paths())
         try:
             for pod in self._pods.values():
@@ -464,6 +469,9 @@ class Worker:
         encoded = self._shipper.encode()
         if encoded is not None:
             self._control.send(messages.COUNTERS, encoded)
+        changes = self._telling.changes() if self._telling is not None else None
+        if changes is not None:
+            self._control.send(messages.CARRIED, *changes)
         self._ship_logs()
 
     def _lines_wait(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import trio
 
 from ztunnel.process import messages
+from ztunnel.process.carried import Carried
 from ztunnel.process.channel import Channel, ChannelError, Message
 
 log = logging.getLogger("ztunnel.control")
@@ -27,9 +28,10 @@ class WorkerLink:
 
     Attributes:
         kernel_paths: what it says of them: path to "on", or why it is off.
+        carried: the connections that it has.
         welcome: it has everything, and is to hear of every change.
         gone: nothing more will come from it.
-        dead: its process has ended (which the supervisor says).
+        dead: how its process has ended (which the supervisor says), "" while it runs.
     """
 
     def __init__(
@@ -46,7 +48,8 @@ class WorkerLink:
         self.identities: set[str] = set()
         self.welcome = False
         self.gone = False
-        self.dead = False
+        self.dead = ""
+        self.carried = Carried()
         self._channel = channel
         self._received = received
         self._scope = trio.CancelScope()
@@ -109,6 +112,8 @@ class WorkerLink:
             self._notify()
         elif message.kind == messages.KERNEL_PATHS:
             self.kernel_paths = message.values[0]
+        elif message.kind == messages.CARRIED:
+            self.carried.update(*message.values)
         elif message.kind == messages.DUMPED:
             number, connections = message.values
             if number in self._dumps:  # somebody still waits for it

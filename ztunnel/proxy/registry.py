@@ -35,27 +35,28 @@ class Registry:
     """A set of live connections.
 
     Attributes:
+        live: all of them, to be looked at only.
         open: how many there were when they were last counted, (outbound, inbound).
     """
 
     def __init__(self) -> None:
-        self._live: set[Live] = set()
+        self.live: set[Live] = set()
         self._by_pod: dict[str, int] = {}
         self.open = (0, 0)
 
     def __len__(self) -> int:
-        return len(self._live)
+        return len(self.live)
 
     def add(self, connection: Live) -> None:
         """Before it is judged: a policy that changes meanwhile must find it here."""
-        if connection not in self._live:
-            self._live.add(connection)
+        if connection not in self.live:
+            self.live.add(connection)
             self._by_pod[connection.uid] = self._by_pod.get(connection.uid, 0) + 1
 
     def remove(self, connection: Live) -> None:
         """Idempotent."""
-        if connection in self._live:
-            self._live.remove(connection)
+        if connection in self.live:
+            self.live.remove(connection)
             left = self._by_pod[connection.uid] - 1
             if left:
                 self._by_pod[connection.uid] = left
@@ -65,7 +66,7 @@ class Registry:
     def rejudge(self, state: MeshState, changes: Changes, uids: Container[str]) -> None:
         """Lets every connection of these pods look at what changed. One that cannot be judged is
         ended."""
-        for connection in [one for one in self._live if one.uid in uids]:
+        for connection in [one for one in self.live if one.uid in uids]:
             try:
                 connection.rejudge(state, changes)
             except Exception as error:
@@ -74,7 +75,7 @@ class Registry:
 
     def of(self, uid: str) -> list[Live]:
         """Those of one pod."""
-        return [connection for connection in self._live if connection.uid == uid]
+        return [connection for connection in self.live if connection.uid == uid]
 
     def count_of(self, uid: str) -> int:
         """How many one pod has."""
@@ -83,12 +84,12 @@ class Registry:
     def count(self) -> None:
         """Moves the bytes of live connections into the metrics."""
         inbound = 0
-        for connection in self._live:
+        for connection in self.live:
             connection.count()
             inbound += connection.record.ends.inbound
-        self.open = (len(self._live) - inbound, inbound)
+        self.open = (len(self.live) - inbound, inbound)
 
     def describe(self) -> list[dict[str, Any]]:
         """All of them."""
         self.count()
-        return [connection.describe() for connection in self._live]
+        return [connection.describe() for connection in self.live]

@@ -122,6 +122,12 @@ class AccessLog:
         elif threshold <= logging.INFO:
             self._emit("info", "connection complete", self._fields(record, True))
 
+    def describe(self, record: ConnectionRecord) -> str:
+        """The fields of a live connection, for `lost_line`; "" where its line is not wanted."""
+        if self._level(record.ends.local.namespace) > logging.ERROR:
+            return ""
+        return self._fields(record, False)
+
     def refused(
         self, source: SocketAddress, destination: SocketAddress, inbound: bool, error: str
     ) -> None:
@@ -207,6 +213,20 @@ class AccessLog:
                 self._authorities.clear()
             self._authorities[authority] = known
         return known
+
+
+def lost_line(as_json: bool, moment: str, fields: str, seconds: float, error: str) -> bytes:
+    """The line of a connection whose worker cannot write it any more: how much it has carried,
+    nobody knows.
+
+    Args:
+        moment: as it stands in lines.
+        fields: from `AccessLog.describe`.
+        seconds: since it was opened.
+    """
+    style = Style(as_json)
+    fields += f'{style.duration}"{int(seconds * 1000)}ms"' + style.text("error", error)
+    return style.line(moment, "error", "connection lost", fields)
 
 
 def _fixed_fields(ends: Ends, style: Style) -> tuple[str, str]:

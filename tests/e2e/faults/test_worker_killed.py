@@ -126,6 +126,9 @@ def test_only_its_own_connections_are_lost_and_their_end_is_seen(lab: FaultLab) 
         with connect(lab.mesh, "client", lab.server) as again:
             assert exchange(again, b"again") == b"again"
         lab.near.log.says(r"worker 0 ended \(signal SIGKILL\)")
+        lab.near.log.says(r"worker 0 took 1 connections with it \(signal SIGKILL\)")
+        ends = r'src.workload="client".*dst.workload="server".*duration="\d+ms"'
+        lab.near.log.says(rf"connection lost.*{ends} error=.*has ended \(signal SIGKILL\)")
         lab.far.log.says("connection complete.*(tunnel's connection broke|peer closed)")
         # What the dead one had counted is not forgotten.
         lab.mesh.wait(lambda: opened() == 2, "both connections are counted")
