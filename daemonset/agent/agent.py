@@ -11,9 +11,10 @@ from daemonset.agent.capture import CaptureError
 from daemonset.agent.capture_rules import ISTIO_MARK, ISTIO_MASK
 from daemonset.agent.enrolment import EnrolmentOptions
 from daemonset.agent.host import HostProbes
+from daemonset.agent.leaving import Told
 from daemonset.agent.mark import packet_mark
 from daemonset.agent.pod_worker import Services
-from daemonset.agent.pods import NetnsResolver, PathResolver, PodSource
+from daemonset.agent.pods import NetnsResolver, PathResolver, Pod, PodSource
 from daemonset.agent.reconciler import Reconciler
 from daemonset.agent.status import AgentStatus, PodStatus, write_status
 from daemonset.agent.zds_server import ZdsServer
@@ -46,8 +47,16 @@ class Agent:
     """One node's agent. Whatever it has set up stays when it ends: pods are captured or dead, also
     while an agent is replaced by the next."""
 
-    def __init__(self, config: AgentConfig, resolver: NetnsResolver | None = None) -> None:
-        """Raises OSError and MarkError when `run_dir` cannot be used."""
+    def __init__(
+        self,
+        config: AgentConfig,
+        resolver: NetnsResolver | None = None,
+        told: Told | None = None,
+    ) -> None:
+        """`told` is waited for before a pod leaves; None: nobody has to be told.
+
+        Raises OSError and MarkError when `run_dir` cannot be used.
+        """
         self._config = config
         config.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         if config.istio_mark:
@@ -74,6 +83,7 @@ class Agent:
             mask,
             config.proc,
             self._note_change,
+            told if told is not None else _nobody_to_tell,
         )
         self._reconciler = Reconciler(config.enrolment, self._services)
 
@@ -206,3 +216,7 @@ class Agent:
                 logger.error("cannot write the status: %s", error)
             await changed.wait()
             await trio.sleep(STATUS_PAUSE)  # many pods change together
+
+
+async def _nobody_to_tell(pod: Pod) -> None:
+    await trio.lowlevel.checkpoint()

@@ -29,6 +29,7 @@ from daemonset.agent.owners import (
 from daemonset.agent.pod_book import PodBook
 from daemonset.agent.pod_notes import REDIRECTION, PodNotes
 from daemonset.agent.pod_watch import watch_pods
+from daemonset.agent.pods import Pod
 from daemonset.agent.proc_netns import ProcResolver
 from daemonset.agent.report import WITHDRAW, Chain, Feature, NodeReport, make_report
 from daemonset.agent.report_writer import ReportWriter
@@ -45,6 +46,8 @@ LEAVE_SECONDS = 20.0
 """For all pods to leave the mesh when the agent is taken off the node for good."""
 _ASK_SECONDS = 5.0
 _PROBE_SECONDS = 60.0
+_PUSH_SECONDS = 2.0
+"""For the control plane to see that an annotation is gone, and for all proxies to hear of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,8 @@ class NodeAgent:
         self._config = config
         self._client = client
         self._source = BookSource(PodBook())
-        self._agent = Agent(config.agent, ProcResolver(config.agent.proc, config.root))
+        resolver = ProcResolver(config.agent.proc, config.root)
+        self._agent = Agent(config.agent, resolver, self._everybody_told)
         socket_path = config.agent.run_dir / "cni.sock"
         unenrolled = config.state_dir / "unenrolled-namespaces"
         self._unenrolled = unenrolled
@@ -182,6 +186,10 @@ class NodeAgent:
     async def _install(self, installer: CniInstaller, scope: trio.CancelScope) -> None:
         with scope:
             await installer.run()
+
+    async def _everybody_told(self, pod: Pod) -> None:
+        await self._notes.wait_taken_off(pod.uid)
+        await trio.sleep(_PUSH_SECONDS)
 
     # ---- health and metrics
 

@@ -85,6 +85,11 @@ class PodNotes:
         while self.unwritten() and not self.refusal:
             await self._wrote.wait()
 
+    async def wait_taken_off(self, uid: str) -> None:
+        """Return when a pod that leaves has no annotation any more, or none may be written."""
+        while self._present(uid) is not None and not self.refusal:
+            await self._wrote.wait()
+
     async def _write(self) -> None:
         statuses = self._agent.status.pods
         known = {status.uid for status in statuses}

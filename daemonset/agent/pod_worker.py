@@ -3,7 +3,8 @@
 Each pod has a task of its own: whatever fails is retried with growing pauses, and holds up nobody
 else. Into the mesh: namespace, ztunnel, rules, probes. Should the rules fail, the pod is cut off;
 should ztunnel fail, its connections are refused, since they are captured by then. Out of it: no
-probes, no new connections captured, ztunnel ends what it has, and only then the rules go.
+probes, no new connections captured, everybody is told, connections come to their end (see leaving),
+ztunnel lets go, and only then the rules go.
 """
 
 import logging
@@ -18,6 +19,7 @@ from daemonset.agent.capture import Capture, CaptureError
 from daemonset.agent.capture_rules import CaptureOptions
 from daemonset.agent.enrolment import Enrolment
 from daemonset.agent.host import HostProbes
+from daemonset.agent.leaving import Told, wait_until_drained, wait_until_told
 from daemonset.agent.netns_check import check_ownership
 from daemonset.agent.pods import NetnsNotFound, NetnsResolver, Pod
 from daemonset.agent.status import PodState, PodStatus
@@ -42,7 +44,7 @@ class Services:
     """What all pods of a node share.
 
     `claims` says whose each namespace is: two pods in one would mean one speaks with the other's
-    identity. `host` is the node's own namespace.
+    identity. `host` is the node's own namespace. `told`: see leaving.
     """
 
     server: ZdsServer
@@ -53,6 +55,7 @@ class Services:
     mask: int
     proc: Path
     on_status: Callable[[], None]
+    told: Told
     claims: dict[NamespaceIdentity, str] = field(default_factory=dict)
     probes_lock: trio.Lock = field(default_factory=trio.Lock)
     threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(8))
@@ -255,10 +258,36 @@ class PodWorker:
         if not self._announced and not self._looked_for_leftovers:
             await self._look_for_leftovers()
         if self._announced:
+            alive = not self._pod.terminated
+            if alive and not await self._say_farewell(reason):
+                return
             self._report(PodState.LEAVING, reason)
-            await self._undo(alive=not self._pod.terminated)
+            await self._undo(alive=alive)
             logger.info("%s has left the mesh: %s", self._pod, reason)
         self._report(PodState.NOT_IN_MESH, reason)
+
+    async def _say_farewell(self, reason: str) -> bool:
+        """Nothing new is captured, and what there is comes to its end. False when the pod is to
+        stay after all, or something else has changed meanwhile."""
+        services, capture, namespace = self._services, self._capture, self._namespace
+        if capture is None or namespace is None:
+            return True
+        await services.in_thread(capture.release)
+        # Not before: what comes without a tunnel must not be redirected to policies that want one.
+        self._report(PodState.LEAVING, reason)
+        async with trio.open_nursery() as nursery:
+
+            async def until_changed() -> None:
+                await self._changed.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until_changed)
+            await wait_until_told(self._pod, services.told)
+            await wait_until_drained(
+                self._pod, namespace, services.mark, services.mask, services.in_thread
+            )
+            nursery.cancel_scope.cancel()
+        return not self._changed.is_set()
 
     async def _look_for_leftovers(self) -> None:
         """Rules of an earlier agent, which was not there when the pod left the mesh."""
@@ -285,8 +314,6 @@ class PodWorker:
         services, uid, capture = self._services, self._pod.uid, self._capture
         async with services.probes_lock:
             await services.in_thread(lambda: services.probes.remove(uid))
-        if alive and capture is not None:
-            await services.in_thread(capture.release)
         await services.server.delete(uid)
         if alive and capture is not None:
             await services.in_thread(capture.remove)

@@ -90,6 +90,8 @@ class ControlPlane:
         self._stale = True
         self._listeners: list[Callable[[ObjectSet], None]] = []
         self.objects = ObjectSet()
+        self.captured: frozenset[tuple[str, str]] = frozenset()
+        """Namespace and name of the pods that agents have captured, as published."""
 
     @property
     def roots_pem(self) -> str:
@@ -279,8 +281,9 @@ class ControlPlane:
 
     async def _publish(self, *, serving: bool) -> None:
         """A large mesh takes a while, and clients are answered meanwhile."""
+        captured = self._captured
         snapshot = await trio.to_thread.run_sync(
-            self._mesh.update, self.objects, self._captured, self._place, len(self.problems)
+            self._mesh.update, self.objects, captured, self._place, len(self.problems)
         )
         self._backend.judged(
             Judgement(self.objects, self._mesh.services, self._mesh.findings, self.problems)
@@ -289,6 +292,7 @@ class ControlPlane:
             self._grpc.call(lambda: self._discovery.publish(snapshot))
         else:
             self._discovery.publish(snapshot)
+        self.captured = captured or frozenset()
 
     async def _rotate(self) -> None:
         while True:

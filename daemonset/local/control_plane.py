@@ -31,6 +31,7 @@ from daemonset.local.shared_files import (
     WantedFile,
     WantedPod,
     WatchedFile,
+    acknowledged_file,
     captured_file,
     root_file,
     settled_file,
@@ -156,13 +157,15 @@ class LocalControlPlane:
 
     async def _say_when_settled(self) -> None:
         file = WatchedFile(settled_file(self._run))
-        known = 0
+        acknowledged = WatchedFile(acknowledged_file(self._run))
+        known: tuple[int, frozenset[tuple[str, str]]] = (0, frozenset())
         while True:
-            generation = self.plane.generation
-            if generation != known:
+            generation, captured = now = self.plane.generation, self.plane.captured
+            if now != known:
                 await self.plane.settled()
                 file.replace(str(generation))
-                known = generation
+                acknowledged.replace(json.dumps(sorted(map("/".join, captured))))
+                known = now
             await trio.sleep(LOOK)
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -22,6 +23,7 @@ from daemonset.local.shared_files import (
     PodsFile,
     WantedFile,
     WatchedFile,
+    acknowledged_file,
     agent_folder,
     captured_file,
     zds_socket,
@@ -98,6 +100,16 @@ async def _report_captured(agent: Agent, file: WatchedFile, before: frozenset[st
         await agent.wait_status_changed()
 
 
+async def _everybody_told(acknowledged: Path, pod: Pod) -> None:
+    """Returns when no proxy takes the pod for captured any more."""
+    while _is_captured_for_somebody(acknowledged, f"{pod.namespace}/{pod.name}"):  # noqa: ASYNC110
+        await trio.sleep(LOOK)
+
+
+def _is_captured_for_somebody(acknowledged: Path, pod: str) -> bool:
+    return acknowledged.exists() and pod in json.loads(acknowledged.read_text())
+
+
 async def _run(agent: Agent, source: LocalPods, captured: Path) -> None:
     # An agent before this one may have captured pods, and what it did is still in force.
     before = frozenset(json.loads(captured.read_text()) if captured.exists() else ())  # noqa: ASYNC240
@@ -129,7 +141,8 @@ def serve(arguments: argparse.Namespace) -> int:
     code = 0
     run, node = arguments.run_dir, arguments.node
     try:
-        agent = Agent(AgentConfig(agent_folder(run, node), zds_socket(run, node)))
+        config = AgentConfig(agent_folder(run, node), zds_socket(run, node))
+        agent = Agent(config, told=partial(_everybody_told, acknowledged_file(run)))
         trio.run(_run, agent, LocalPods(run, node), captured_file(run, node))
     except* (OSError, MarkError, CaptureError) as group:
         for error in group.exceptions:

@@ -134,6 +134,11 @@ def captured_file(run: Path, node: str) -> Path:
     return run / "captured" / f"{node}.json"
 
 
+def acknowledged_file(run: Path) -> Path:
+    """The pods (``namespace/name``) that all proxies take for captured, as a JSON list."""
+    return run / "acknowledged.json"
+
+
 def root_file(run: Path) -> Path:
     """The roots that all parts of the mesh trust, as PEM."""
     return run / "root-cert.pem"

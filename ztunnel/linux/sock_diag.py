@@ -1,4 +1,4 @@
-"""Ending the TCP connections of a namespace (linux/sock_diag.h, linux/inet_diag.h)."""
+"""Counting and ending the TCP connections of a namespace (linux/sock_diag.h, inet_diag.h)."""
 
 import errno
 import ipaddress
@@ -6,7 +6,7 @@ import socket
 import struct
 from collections.abc import Collection, Iterator
 
-from ztunnel.linux.netlink import NetlinkError, NetlinkSocket
+from ztunnel.linux.netlink import NetlinkError, NetlinkSocket, attributes
 from ztunnel.linux.netns import NetworkNamespace
 
 _NETLINK_SOCK_DIAG = 4
@@ -19,6 +19,9 @@ _REQUEST = struct.Struct("=BBBxI")  # family, protocol, extensions, states
 _FOUND = struct.Struct("=BBBB")  # family, state, timer, retransmissions
 _ID_LENGTH = 48  # ports, addresses, interface, cookie
 _PORTS = struct.Struct("!HH")
+_MESSAGE_LENGTH = 72  # of struct inet_diag_msg; attributes follow
+_MARK_ATTRIBUTE = 15  # INET_DIAG_MARK
+_MARK = struct.Struct("=I")
 
 
 def end_connections(
@@ -52,6 +55,31 @@ def end_connections(
                     if error.errno != errno.ENOENT:  # it has ended by itself
                         raise
     return ended
+
+
+def count_marked(
+    namespace: NetworkNamespace | None, mark: int, mask: int, spared_ports: Collection[int] = ()
+) -> int:
+    """How many TCP connections of the namespace belong to sockets whose mark is `mark` under
+    `mask`. Needs CAP_NET_ADMIN there: marks are not shown to others.
+
+    Args:
+        spared_ports: ports whose connections do not count, on either side.
+
+    Raises:
+        NetlinkError: the kernel cannot be asked.
+    """
+    count = 0
+    with NetlinkSocket(_NETLINK_SOCK_DIAG, namespace) as netlink:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            everything = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _LIVING) + bytes(_ID_LENGTH)
+            for message in netlink.dump(_BY_FAMILY, everything):
+                found = attributes(message.body[_MESSAGE_LENGTH:]).get(_MARK_ATTRIBUTE)
+                ports = _PORTS.unpack_from(message.body, _FOUND.size)
+                if found is not None and not set(ports) & set(spared_ports):
+                    (value,) = _MARK.unpack(found)
+                    count += value & mask == mark & mask
+    return count
 
 
 def _each(netlink: NetlinkSocket, request: bytes) -> Iterator[bytes]:

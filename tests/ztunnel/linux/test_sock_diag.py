@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.namespaces import Cluster
 from ztunnel.linux import sockets
-from ztunnel.linux.sock_diag import end_connections
+from ztunnel.linux.sock_diag import count_marked, end_connections
 
 pytestmark = pytest.mark.root
 
@@ -39,3 +39,24 @@ def test_both_sides_of_a_connection_are_told_at_once(cluster: Cluster, version: 
         # Who listens goes on.
         with sockets.start_connect((address, 80), namespace=pod.namespace):
             assert select.select([server], [], [], 5)[0]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_connections_are_counted_by_their_mark(cluster: Cluster, version: int) -> None:
+    pod, other = cluster.pods
+    address = other.v4 if version == 4 else other.v6
+    with (
+        sockets.listen_tcp("::", 80, mark=0x539, namespace=other.namespace) as server,
+        sockets.start_connect((address, 80), mark=0x1539, namespace=pod.namespace) as client,
+    ):
+        assert select.select([server], [], [], 5)[0]
+        assert count_marked(other.namespace, 0x539, 0xFFFFFFFF) == 1, "also before it is accepted"
+        served, _ = server.accept()
+        with served:
+            assert count_marked(pod.namespace, 0x539, 0xFFF) == 1
+            assert count_marked(pod.namespace, 0x539, 0xFFFFFFFF) == 0
+            assert count_marked(pod.namespace, 0x539, 0xFFF, (80,)) == 0
+            assert count_marked(other.namespace, 0x539, 0xFFF, (80,)) == 0
+            client.close()
+            assert select.select([served], [], [], 5)[0]
+        assert count_marked(other.namespace, 0x539, 0xFFFFFFFF) == 0
