@@ -1,8 +1,10 @@
 """An application that stops reading, while a hundred other connections go on in the same tunnel."""
 
 import os
+import select
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 STUCK = 8
 OTHERS = 100
 PIECE = bytes(65536)
+MINUTE = 60.0
 
 
 class Senders:
@@ -87,36 +90,37 @@ def _drained(sock: socket.socket, count: int) -> bytearray:
     return received
 
 
-@pytest.mark.parametrize("direction", ["the server does not read", "the client does not read"])
-def test_others_go_on_memory_is_bounded_and_nothing_is_lost(lab: FaultLab, direction: str) -> None:
+def _bounded(before: dict[int, int]) -> None:
+    grown = {pid: resident_kib(pid) - kib for pid, kib in before.items()}
+    # A window of 256 KiB to 4 MiB each, and what goes with it; never what is sent.
+    assert max(grown.values()) < 2 * STUCK * 8 * 1024, grown
+
+
+def test_for_a_minute_others_go_on_memory_is_bounded_and_nothing_is_lost(lab: FaultLab) -> None:
+    """Of half of the stuck connections the server does not read, of the others the client."""
     mesh = lab.mesh
     address = (lab.server[0], 7001)
     listener = listen(mesh, "server", 7001)
     with echo(mesh, "server", 7000):
-        clients = [connect(mesh, "client", address) for _ in range(STUCK)]
-        servers = []
+        clients = [connect(mesh, "client", address) for _ in range(2 * STUCK)]
         listener.settimeout(10)
-        for _ in range(STUCK):
-            sock, _address = listener.accept()
-            mesh.sockets.append(sock)
-            servers.append(sock)
-        with steady(mesh, "client", lab.server, OTHERS) as flows:
+        accepted = [listener.accept()[0] for _ in clients]
+        mesh.sockets += accepted
+        servers = [_served(sock, accepted) for sock in clients]
+        writers = [*clients[:STUCK], *servers[STUCK:]]
+        readers = [*servers[:STUCK], *clients[STUCK:]]
+        with steady(mesh, "client", lab.server, OTHERS, pause=0.2) as flows:
             # All of one tunnel: its peer allows far more streams than these.
             assert lab.near.metric("ztunnel_tunnels", direction="outbound") <= 2
-            workers = (*lab.near.workers, *lab.far.workers)
-            before = {pid: resident_kib(pid) for pid in workers}
-            writers, readers = (clients, servers) if "server" in direction else (servers, clients)
+            before = {pid: resident_kib(pid) for pid in (*lab.near.workers, *lab.far.workers)}
             senders = Senders(writers)
             _fill(lab, senders)
-            mark = flows.mark()
-            mesh.wait(
-                lambda: flows.all_went_on(mark, by=50),
-                "a hundred others go on",
-            )
-            assert senders.push() == 0, "nothing is kept beyond what was promised"
-            grown = {pid: resident_kib(pid) - before[pid] for pid in workers}
-            # A window of 256 KiB to 4 MiB each, and what goes with it; never what is sent.
-            assert max(grown.values()) < STUCK * 8 * 1024, grown
+            until = time.monotonic() + MINUTE
+            while time.monotonic() < until:
+                mark = flows.mark()
+                mesh.wait(lambda mark=mark: flows.all_went_on(mark, 10), "a hundred others go on")  # type: ignore[misc]
+                assert senders.push() == 0, "nothing is kept beyond what was promised"
+                _bounded(before)
             with connect(mesh, "client", lab.server) as new:
                 assert exchange(new, b"new ones are made") == b"new ones are made"
             for sender, reader, sent in zip(writers, readers, senders.sent, strict=True):
@@ -126,10 +130,20 @@ def test_others_go_on_memory_is_bounded_and_nothing_is_lost(lab: FaultLab, direc
                 assert _drained(reader, 4) == b"more"
         for sock in (*clients, *servers):
             sock.close()
-        line = (
-            r"connection complete.*bytes_sent=\d{6,}"
-            if "server" in direction
-            else (r"connection complete.*bytes_recv=\d{6,}")
-        )
-        mesh.wait(lambda: lab.near.log.count(line) == STUCK, "each is written down")
+        for count in ("bytes_sent", "bytes_recv"):
+            _is_written(lab, rf"connection complete.*:7001.*{count}=\d{{6,}} ", STUCK)
         assert lab.near.log.count("error=.*:7001|:7001.*error=") == 0
+
+
+def _served(client: socket.socket, servers: list[socket.socket]) -> socket.socket:
+    """The end in the server of a client's connection."""
+    client.sendall(b"!")
+    found, _, _ = select.select(servers, [], [], 10)
+    (server,) = found
+    assert isinstance(server, socket.socket)
+    assert server.recv(1) == b"!"
+    return server
+
+
+def _is_written(lab: FaultLab, line: str, times: int) -> None:
+    lab.mesh.wait(lambda: lab.near.log.count(line) == times, f"{times} lines with {line!r}")
