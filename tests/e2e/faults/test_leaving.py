@@ -81,16 +81,19 @@ def test_no_request_is_lost_by_those_that_leave_nor_by_their_peers(tmp_path: Pat
             requests(mesh, *ends) as running,
         ):
 
-            def all_went_on(since: list[int]) -> bool:
-                return all(
-                    one.problems or one.answered > before + 20
-                    for one, before in zip(running, since, strict=True)
+            def all_go_on() -> None:
+                since = [one.answered for one in running]
+                mesh.wait(
+                    lambda: all(
+                        one.problems or one.answered > before + 20
+                        for one, before in zip(running, since, strict=True)
+                    ),
+                    "all are answered",
                 )
 
-            for change in (lambda: None, mesh.release):
-                change()
-                counted = [one.answered for one in running]
-                mesh.wait(lambda since=counted: all_went_on(since), "all are answered")  # type: ignore[misc]
+            all_go_on()
+            mesh.release()
+            all_go_on()
 
 
 def test_what_does_not_end_is_cut_after_a_while_and_the_log_says_so(lab: FaultLab) -> None:

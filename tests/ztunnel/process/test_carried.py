@@ -45,7 +45,8 @@ class Room:
 
     def __init__(self, log_filter: str = "info", as_json: bool = False) -> None:
         self.registry = Registry()
-        log = AccessLog([].append, LogFilter.parse(log_filter), as_json, time.time)
+        self.written: list[bytes] = []
+        log = AccessLog(self.written.append, LogFilter.parse(log_filter), as_json, time.time)
         self.telling = Telling(self.registry, log)
         self.carried = Carried()
         self.as_json = as_json
