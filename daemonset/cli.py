@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 _ROOMS = {
     "daemonset.local.command": ("demo", "up", "down", "exec", "status", "why", "logs"),
-    "daemonset.cluster.command": ("check",),
+    "daemonset.cluster.command": ("check", "uninstall"),
     "daemonset.control_plane.command": ("control-plane", "validate", "token", "rotate-root"),
     "daemonset.local.node_agent": ("agent",),
     "daemonset.agent.command": ("node-agent",),

@@ -1,4 +1,4 @@
-"""``ambient check``."""
+"""``ambient check`` and ``ambient uninstall``."""
 
 from __future__ import annotations
 
@@ -9,16 +9,26 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import trio
+
 from daemonset.cluster.check import as_json, as_lines, check_survey, exit_code, feature_lines
 from daemonset.cluster.checks.server import wanted_access
+from daemonset.cluster.removal import list_doomed
 from daemonset.cluster.shell import add_cluster_arguments, with_client
 from daemonset.cluster.survey import Survey, review, take_survey
+from daemonset.cluster.uninstall import (
+    NotUninstalledError,
+    Uninstall,
+    Wishes,
+    needed_access,
+    summary,
+)
 from daemonset.control_plane.translation.settings import DATAPLANE_MODE
 from daemonset.kube.client import ApiError, KubeClient
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add it; it sets ``run``, a function of the arguments that gives the exit code."""
+    """Add both; each sets ``run``, a function of the arguments that gives the exit code."""
     check = subparsers.add_parser(
         "check",
         help="what is wrong with a Kubernetes cluster, before and after installing the mesh",
@@ -42,6 +52,30 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     check.add_argument("-v", "--verbose", action="store_true", help="also what is worth knowing")
     check.add_argument("-o", "--output", choices=("text", "json"), default="text")
     check.set_defaults(run=_check)
+
+    uninstall = subparsers.add_parser(
+        "uninstall",
+        help="take the mesh out of a Kubernetes cluster: pods first, then its parts",
+        description="Has every pod leave the mesh, verifies on each node that nothing of it is"
+        " left, and only then deletes the mesh's objects. The definitions of Istio's objects and"
+        " the CA's Secret stay. A run that was stopped is gone on with by the next.",
+    )
+    add_cluster_arguments(uninstall)
+    uninstall.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    uninstall.add_argument(
+        "--cancel", action="store_true", help="take back a run that stopped: pods join again"
+    )
+    uninstall.add_argument(
+        "--skip-node",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="do not wait for this node; may be repeated",
+    )
+    uninstall.add_argument(
+        "--timeout", type=float, default=180.0, metavar="SECONDS", help="for a step (%(default).0f)"
+    )
+    uninstall.set_defaults(run=_uninstall)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -102,3 +136,47 @@ def _check_this_node(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(lines))
     return code
+
+
+def _uninstall(arguments: argparse.Namespace) -> int:
+    wishes = Wishes(frozenset(arguments.skip_node), arguments.timeout)
+
+    async def uninstall(client: KubeClient) -> int:
+        survey = await take_survey(client, arguments.system_namespace)
+        run = Uninstall(client, survey, wishes, lambda line: print(line, flush=True))
+        if arguments.cancel:
+            await run.cancel()
+            return 0
+        root = survey.installation.settings.root_namespace
+        doomed = [one async for one in list_doomed(client, arguments.system_namespace, root)]
+        lines = summary(survey, doomed)
+        if not lines:
+            print(f"nothing is installed in {arguments.system_namespace}")
+            return 0
+        print("\n".join(lines))
+        denied = [
+            answer
+            for wanted in needed_access(survey)
+            if not (answer := await review(client, wanted)).allowed
+        ]
+        for access in denied:
+            print(f"ambient: you may not {access}; nothing was changed", file=sys.stderr)
+        if denied:
+            return 1
+        if not arguments.yes and not await trio.to_thread.run_sync(_agreed):
+            return 1
+        try:
+            await run.run()
+        except NotUninstalledError as error:
+            print(f"ambient: {error}", file=sys.stderr)
+            return 1
+        return 0
+
+    return with_client(arguments.context, uninstall)
+
+
+def _agreed() -> bool:
+    if not sys.stdin.isatty():
+        print("ambient: say --yes where nobody can be asked", file=sys.stderr)
+        return False
+    return input("Go on? [y/N] ").strip().lower() in ("y", "yes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from daemonset.agent.owners import mounts_of_an_agent
 from daemonset.agent.pod_notes import REDIRECTION
-from daemonset.cluster.installation import AGENT
+from daemonset.cluster.installation import AGENT, ZDS_FOLDER
 from daemonset.cluster.members import members, namespace_labels, pods_of
 from daemonset.cluster.survey import Survey
 from daemonset.control_plane.ca.root_maps import KEY, MANAGED_BY, OWNER
@@ -13,7 +13,6 @@ from daemonset.control_plane.objects.meta import ObjectKey
 from daemonset.control_plane.translation.finding import Findings, Severity
 from daemonset.control_plane.translation.settings import DATAPLANE_MODE
 
-_ZDS = "/var/run/ztunnel"
 _SOME = 5
 
 
@@ -31,13 +30,13 @@ def _agents(survey: Survey, findings: Findings) -> None:
     for item in survey.all("daemonsets"):
         meta = item["metadata"]
         own = (meta.get("namespace"), meta["name"]) == (installation.namespace, AGENT)
-        if not own and mounts_of_an_agent(item["spec"]["template"], _ZDS):
+        if not own and mounts_of_an_agent(item["spec"]["template"], ZDS_FOLDER):
             findings.error(
                 ObjectKey("DaemonSet", str(meta.get("namespace", "")), str(meta["name"])),
                 "spec.template.spec.volumes",
                 "AnotherAgent",
-                f"is the node agent of another mesh (it mounts {_ZDS} and the node's CNI): two "
-                "agents would write over each other's rules, and ours does not start beside it.",
+                f"is the node agent of another mesh (it mounts {ZDS_FOLDER} and the node's CNI): "
+                "two agents would write over each other's rules; ours does not start beside it.",
                 "Uninstall one of the two, or keep them to different nodes.",
             )
 
@@ -115,7 +114,7 @@ def _left_behind(survey: Survey, findings: Findings) -> None:
     served = {
         str((item.get("spec") or {}).get("nodeName", ""))
         for item in survey.all("pods")
-        if mounts_of_an_agent(item, _ZDS)
+        if mounts_of_an_agent(item, ZDS_FOLDER)
     }
     served |= {
         str((item.get("spec") or {}).get("nodeName", ""))
