@@ -1,52 +1,75 @@
-"""One file of objects: bytes in, objects or problems out."""
+"""One file of objects: bytes in, objects or problems out.
+
+A file of thousands of objects takes seconds to read, and a change of it is usually one of one
+object: the documents of a file that are as they were in its last version are not read again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from daemonset.control_plane.objects.located import Located
 from daemonset.control_plane.objects.meta import ObjectKey
 from daemonset.control_plane.objects.registry import AnyObject, read_object
 from daemonset.control_plane.objects.section import ObjectError, Section
 from daemonset.control_plane.sources.problem import Problem
-from daemonset.control_plane.sources.yaml_documents import YamlError, read_documents
+from daemonset.control_plane.sources.yaml_documents import (
+    YamlError,
+    read_documents,
+    split_documents,
+)
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
+
+Piece = tuple[tuple[AnyObject | str, Located], ...]
+"""The objects of some documents (the kind, of one that plays no part here), lines from 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedObject:
-    """An object and where it stands."""
+    """An object and where it stands: so many lines are above the document that it was read from."""
 
     object: AnyObject
     file: str
     located: Located
+    above: int = 0
 
     @property
     def key(self) -> ObjectKey:
         return self.object.meta.key
 
+    @property
+    def line(self) -> int:
+        return self.above + self.located.line
+
     def place(self, field: str = "") -> str:
         """``file:line`` of the object, or of one of its fields."""
-        return f"{self.file}:{self.located.line_of(field)}"
+        return f"{self.file}:{self.above + self.located.line_of(field)}"
 
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
     """What one file holds; ``problems`` not empty means that none of it counts.
 
-    ``ignored`` names the kinds that play no part here, with the line of the first of each.
+    ``ignored`` names the kinds that play no part here, with the line of the first of each;
+    ``pieces`` are for the next version of the file.
     """
 
     file: str
     objects: tuple[LoadedObject, ...]
     problems: tuple[Problem, ...]
     ignored: tuple[tuple[str, int], ...] = ()
+    pieces: Mapping[bytes, Piece] = field(default_factory=dict, compare=False, repr=False)
 
 
-def read_file(file: str, data: bytes) -> FileContent:
-    """Read a file. Never raises: whatever is wrong ends in ``problems``, one per object."""
+def read_file(file: str, data: bytes, before: FileContent | None = None) -> FileContent:
+    """Read a file. Never raises: whatever is wrong ends in ``problems``, one per object.
+
+    Args:
+        before: an earlier version of it.
+    """
     if len(data) > MAX_FILE_BYTES:
         return _refused(file, 1, f"is larger than {MAX_FILE_BYTES} bytes")
     try:
@@ -55,9 +78,61 @@ def read_file(file: str, data: bytes) -> FileContent:
         line = data.count(b"\n", 0, error.start) + 1
         return _refused(file, line, f"is not UTF-8: byte {data[error.start]:#04x}")
     try:
-        documents = read_documents(text)
-    except YamlError as error:
-        return _refused(file, error.line, error.problem)
+        pieces, objects, ignored = _read_pieces(file, text, before.pieces if before else {})
+        problems: list[Problem] = []
+    except (YamlError, ObjectError):
+        # Whatever is wrong is said with its line in the file.
+        pieces = {}
+        try:
+            documents = read_documents(text)
+        except YamlError as error:
+            return _refused(file, error.line, error.problem)
+        objects, ignored, problems = _read_all(file, documents)
+    seen: dict[ObjectKey, LoadedObject] = {}
+    for loaded in objects:
+        first = seen.setdefault(loaded.key, loaded)
+        if first is not loaded:
+            message = f"is there twice in this file (first on line {first.line})"
+            problems.append(Problem(file, loaded.line, str(loaded.key), "", message))
+    found = tuple(sorted(problems))
+    return FileContent(file, tuple(objects), found, tuple(ignored.items()), pieces)
+
+
+def _read_pieces(
+    file: str, text: str, known: Mapping[bytes, Piece]
+) -> tuple[dict[bytes, Piece], list[LoadedObject], dict[str, int]]:
+    """A file without mistakes, document by document.
+
+    Raises:
+        YamlError, ObjectError: there is a mistake, or the documents depend on each other.
+    """
+    pieces: dict[bytes, Piece] = {}
+    objects: list[LoadedObject] = []
+    ignored: dict[str, int] = {}
+    for above, part in split_documents(text):
+        digest = blake2b(part.encode(), digest_size=16).digest()
+        piece = known.get(digest)
+        if piece is None:
+            piece = tuple(_read_piece(part))
+        pieces[digest] = piece
+        for item, located in piece:
+            if isinstance(item, str):
+                ignored.setdefault(item, above + located.line)
+            else:
+                objects.append(LoadedObject(item, file, located, above))
+    return pieces, objects, ignored
+
+
+def _read_piece(text: str) -> Iterator[tuple[AnyObject | str, Located]]:
+    for value in _flatten(read_documents(text)):
+        item = read_object(value)
+        yield (item if item is not None else _kind(value)), value
+
+
+def _read_all(
+    file: str, documents: list[Located]
+) -> tuple[list[LoadedObject], dict[str, int], list[Problem]]:
+    """All objects of a file, and what is wrong with the others."""
     objects: list[LoadedObject] = []
     problems: list[Problem] = []
     ignored: dict[str, int] = {}
@@ -72,13 +147,7 @@ def read_file(file: str, data: bytes) -> FileContent:
             ignored.setdefault(_kind(value), value.line)
         else:
             objects.append(LoadedObject(item, file, value))
-    seen: dict[ObjectKey, LoadedObject] = {}
-    for loaded in objects:
-        first = seen.setdefault(loaded.key, loaded)
-        if first is not loaded:
-            message = f"is there twice in this file (first on line {first.located.line})"
-            problems.append(Problem(file, loaded.located.line, str(loaded.key), "", message))
-    return FileContent(file, tuple(objects), tuple(sorted(problems)), tuple(ignored.items()))
+    return objects, ignored, problems
 
 
 def describe(value: Located) -> str:

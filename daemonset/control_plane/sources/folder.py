@@ -76,7 +76,8 @@ class FolderSource:
             pause = max(interval, _IDLE_SHARE * (trio.current_time() - started))
             if not changes:
                 continue
-            contents = await trio.to_thread.run_sync(_read, changes)
+            before = {file: self.state.newest(file) for file in changes}
+            contents = await trio.to_thread.run_sync(_read, changes, before)
             self.state.apply(contents)
             for file in sorted(changes):
                 _log.info("%s %s", file, "is gone" if changes[file] is None else "has changed")
@@ -124,5 +125,11 @@ def _first(scanner: FolderScanner, folder: Path) -> dict[str, bytes | None]:
         raise FolderError(f"{folder}: {error.strerror or error}") from error
 
 
-def _read(changes: Mapping[str, bytes | None]) -> dict[str, FileContent | None]:
-    return {file: None if data is None else read_file(file, data) for file, data in changes.items()}
+def _read(
+    changes: Mapping[str, bytes | None], before: Mapping[str, FileContent | None] | None = None
+) -> dict[str, FileContent | None]:
+    known = before or {}
+    return {
+        file: None if data is None else read_file(file, data, known.get(file))
+        for file, data in changes.items()
+    }

@@ -23,19 +23,50 @@ class FolderState:
         self._in_force: dict[str, FileContent] = {}
         self._conflicts: dict[str, tuple[Problem, ...]] = {}
         self._objects: dict[ObjectKey, LoadedObject] = {}
+        self._loose = False  # are there versions in force that are not settled?
 
     def seed(self, content: FileContent) -> None:
         """A version of a file that was good once, from before this process started."""
         self._in_force[content.file] = content
+        self._loose = True
 
     def apply(self, changes: Mapping[str, FileContent | None]) -> None:
         """Take over the new contents of some files (None: the file is gone) as one step."""
+        simple = not self._conflicts and not self._loose
+        for file, content in changes.items():
+            known = self._newest.pop(file, None)
+            if content is not None:
+                self._newest[file] = content
+            # Where nothing is refused, nothing falls back and nothing is contested.
+            sound = known is None or not known.problems
+            simple = simple and sound and (content is None or not content.problems)
+        if not (simple and self._replace(changes)):
+            self._settle()
+        self._loose = False
+
+    def newest(self, file: str) -> FileContent | None:
+        """What was read of the file last, whether it is in force or not."""
+        return self._newest.get(file)
+
+    def _replace(self, changes: Mapping[str, FileContent | None]) -> bool:
+        """Take these versions into force in place of those before; False (and nothing done) where
+        two files would have one object."""
+        objects = dict(self._objects)
+        for file in changes:
+            before = self._in_force.get(file)
+            for loaded in before.objects if before is not None else ():
+                del objects[loaded.key]
+        for content in changes.values():
+            for loaded in content.objects if content is not None else ():
+                if objects.setdefault(loaded.key, loaded) is not loaded:
+                    return False
+        self._objects = objects
         for file, content in changes.items():
             if content is None:
-                self._newest.pop(file, None)
+                self._in_force.pop(file, None)
             else:
-                self._newest[file] = content
-        self._settle()
+                self._in_force[file] = content
+        return True
 
     def _settle(self) -> None:
         before = {file: content for file, content in self._in_force.items() if file in self._newest}
@@ -137,6 +168,6 @@ def _clashes(
         owner = held[0]
         for loaded in held[1:]:
             message = f"is already defined at {owner.place()}"
-            problem = Problem(loaded.file, loaded.located.line, str(key), "", message)
+            problem = Problem(loaded.file, loaded.line, str(key), "", message)
             clashes.setdefault(loaded.file, []).append(problem)
     return {file: tuple(problems) for file, problems in clashes.items()}

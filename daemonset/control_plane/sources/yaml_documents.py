@@ -8,6 +8,7 @@ no base-60 numbers).
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import yaml
 
@@ -16,6 +17,10 @@ from daemonset.control_plane.objects.located import Located, Scalar
 MAX_DEPTH = 64
 MAX_VALUES = 2_000_000
 
+# At the begin of a line these three always begin a document, also inside of quotes and of block
+# scalars (YAML 1.2.2, 9.1.2: c-forbidden).
+_DOCUMENT = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
+_OTHER_BREAKS = re.compile("\r(?!\n)|[\x85\u2028\u2029]")
 _NULL = re.compile(r"~|null|Null|NULL|")
 _TRUE = re.compile(r"true|True|TRUE|yes|Yes|YES|on|On|ON")
 _FALSE = re.compile(r"false|False|FALSE|no|No|NO|off|Off|OFF")
@@ -44,6 +49,24 @@ class _Open:
         self.line = line
         self.key: str | None = None
         self.key_line = 0
+
+
+def split_documents(text: str) -> list[tuple[int, str]]:
+    """A text in parts of one document (or a few) each, with the number of lines above the part.
+
+    Raises:
+        YamlError: documents depend on each other, or lines end in a way that is not usual.
+    """
+    if "\n%" in text or text.startswith("%") or _OTHER_BREAKS.search(text):
+        raise YamlError(1, "is no text whose documents can be told apart by their lines")
+    starts = [0, *(match.start() for match in _DOCUMENT.finditer(text)), len(text)]
+    parts: list[tuple[int, str]] = []
+    above = 0
+    for start, end in pairwise(starts):
+        part = text[start:end]
+        parts.append((above, part))
+        above += part.count("\n")
+    return parts
 
 
 def read_documents(text: str) -> list[Located]:

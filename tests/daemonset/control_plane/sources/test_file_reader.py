@@ -9,10 +9,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemonset.control_plane.objects.located import locate
+from daemonset.control_plane.objects.located import Located, locate
 from daemonset.control_plane.objects.registry import read_object
 from daemonset.control_plane.objects.section import ObjectError
+from daemonset.control_plane.sources import file_reader
 from daemonset.control_plane.sources.file_reader import FileContent, read_file
+from daemonset.control_plane.sources.yaml_documents import read_documents
 
 
 def read(text: str) -> FileContent:
@@ -203,3 +205,38 @@ def test_an_empty_list_is_nothing() -> None:
     for items in ("[]", "null"):
         content = read(f"{{apiVersion: v1, kind: List, items: {items}}}")
         assert content == FileContent("f.yaml", (), ())
+
+
+NODE = "---\napiVersion: v1\nkind: Node\nmetadata:\n  name: {}\n"
+
+
+def nodes(*names: str) -> bytes:
+    return "".join(NODE.format(name) for name in names).encode()
+
+
+def test_documents_that_have_not_changed_are_not_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts: list[str] = []
+
+    def noted(text: str) -> list[Located]:
+        texts.append(text)
+        return read_documents(text)
+
+    monkeypatch.setattr(file_reader, "read_documents", noted)
+    before = read_file("f.yaml", nodes("a", "b", "c"))
+    texts.clear()
+    after = read_file("f.yaml", nodes("x", "a", "b", "d"), before)
+    assert [text.split()[-1] for text in texts if text] == ["x", "d"]
+    assert [loaded.object.meta.name for loaded in after.objects] == ["x", "a", "b", "d"]
+    assert after.objects[2].object is before.objects[1].object
+    # Their lines are those of now.
+    places = [loaded.place("metadata.name") for loaded in after.objects]
+    assert places == ["f.yaml:5", "f.yaml:10", "f.yaml:15", "f.yaml:20"]
+
+
+@pytest.mark.parametrize(("name", "line"), [("[", 11), ("'?'", 10)])
+def test_a_mistake_in_one_of_many_documents_is_named_with_its_line(name: str, line: int) -> None:
+    before = read_file("f.yaml", nodes("a", "b", "c"))
+    [problem] = read_file("f.yaml", nodes("a", name, "c"), before).problems
+    assert problem.line == line

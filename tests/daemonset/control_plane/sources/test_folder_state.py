@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -156,3 +158,31 @@ def test_every_file_is_in_force_or_has_a_problem(
         for file, value in newest.items():
             if file not in refused:
                 assert {name for name, owner in in_force.items() if owner == file} == set(value)
+
+
+class Settling(FolderState):
+    """Goes through all files at each change."""
+
+    def _replace(self, changes: Mapping[str, FileContent | None]) -> bool:
+        return False
+
+
+@given(steps=steps)
+def test_the_short_way_comes_to_the_same(
+    steps: list[dict[str, set[str] | str | None]],
+) -> None:
+    short, long = FolderState(), Settling()
+    for step in steps:
+        changes: dict[str, FileContent | None] = {}
+        for file, value in step.items():
+            if value is None:
+                changes[file] = None
+            elif isinstance(value, str):
+                changes[file] = broken(file)
+            else:
+                changes[file] = content(file, *sorted(value), label=file)
+        short.apply(changes)
+        long.apply(changes)
+        assert short.objects == long.objects
+        assert short.problems == long.problems
+        assert short.refused_without_good_version == long.refused_without_good_version

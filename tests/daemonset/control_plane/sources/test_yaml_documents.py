@@ -10,7 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemonset.control_plane.objects.located import Located
-from daemonset.control_plane.sources.yaml_documents import YamlError, read_documents
+from daemonset.control_plane.sources.yaml_documents import (
+    YamlError,
+    read_documents,
+    split_documents,
+)
 
 
 def plain(value: Located) -> object:
@@ -143,3 +147,36 @@ json_values = st.recursive(
 def test_what_pyyaml_writes_is_read_back(value: object) -> None:
     documents = read_documents(yaml.safe_dump(value))
     assert [plain(item) for item in documents] == ([] if value is None else [value])
+
+
+LINES = st.sampled_from(
+    [
+        *("---", "--- {a: 1}", "--- |", "--- # x", "---x", " ---", "...", "# ---", "%YAML 1.1", ""),
+        *("a: 1", "b: |", "  text", "c: 'x", "d: y'", "- z", "e: >-", 'f: "', '"', "{", "}", "g:"),
+        *("a: 1\r", "\x85", "h: \u2028", "\tx", "? k", ": v"),
+    ]
+)
+
+
+def moved(value: Located, above: int) -> Located:
+    inner = value.value
+    if isinstance(inner, list):
+        return Located([moved(item, above) for item in inner], value.line + above)
+    if isinstance(inner, dict):
+        items = {name: moved(item, above) for name, item in inner.items()}
+        return Located(items, value.line + above)
+    return Located(inner, value.line + above)
+
+
+@given(lines=st.lists(LINES, max_size=10))
+def test_documents_read_one_by_one_are_those_of_the_whole(lines: list[str]) -> None:
+    text = "\n".join(lines)
+    try:
+        apart = [
+            moved(document, above)
+            for above, part in split_documents(text)
+            for document in read_documents(part)
+        ]
+    except YamlError:
+        return
+    assert apart == read_documents(text)
