@@ -6,15 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from daemonset.agent.enrolment import DEFAULT_SELECTORS, EnrolmentOptions, parse_selectors
+from daemonset.cluster.names import AGENT, CONTROL_PLANE, ZTUNNEL
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.kube.client import Json
-
-SYSTEM = "ambient-system"
-AGENT, ZTUNNEL, CONTROL_PLANE = "ambient-agent", "ztunnel", "ambient-control-plane"
-PART_OF = "app.kubernetes.io/part-of"
-US = "ambientd"
-ZDS_FOLDER = "/var/run/ztunnel"
-"""Of the socket where ztunnel connects to its agent, ours or another mesh's."""
 
 
 @dataclass(frozen=True, slots=True)

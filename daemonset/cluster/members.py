@@ -9,7 +9,8 @@ from daemonset.agent.enrolment import Enrolment, decide_enrolment
 from daemonset.agent.pod_notes import REDIRECTION
 from daemonset.agent.pods import Pod as AgentPod
 from daemonset.agent.report import REPORT, NodeReport, Trouble, read_report
-from daemonset.cluster.installation import AGENT, ZTUNNEL, Installation
+from daemonset.cluster.installation import Installation
+from daemonset.cluster.names import AGENT, ZTUNNEL
 from daemonset.cluster.network_policy import End
 from daemonset.cluster.survey import Survey
 from daemonset.control_plane.objects.located import locate

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from daemonset.cluster.installation import AGENT, CONTROL_PLANE, PART_OF, US, ZTUNNEL
 from daemonset.cluster.listing import list_all
+from daemonset.cluster.names import AGENT, CONTROL_PLANE, PART_OF, US, ZTUNNEL
 from daemonset.control_plane.ca.root_maps import MANAGED_BY, OWNER
 from daemonset.control_plane.ca.secret_authority import GIVEN, OWN, ROOT_MAP
 from daemonset.control_plane.kubernetes_backend import LEASE

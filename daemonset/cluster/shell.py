@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
-import trio
+from daemonset.cluster.names import SYSTEM
 
-from daemonset.agent.enrolment import SelectorError
-from daemonset.cluster.installation import SYSTEM
-from daemonset.kube.client import ApiError, ApiUnavailableError, KubeClient, leaves
-from daemonset.kube.config import KubeConfigError, find_config
+if TYPE_CHECKING:
+    from daemonset.kube.client import KubeClient
 
 
 def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +28,12 @@ def with_client(
     context: str | None, action: Callable[[KubeClient], Awaitable[int]], failed: int = 1
 ) -> int:
     """Run ``action``; its exit status, or ``failed`` where the cluster cannot be asked."""
+    # Commands for meshes of this machine have these arguments too, and need none of this.
+    import trio
+
+    from daemonset.agent.enrolment import SelectorError
+    from daemonset.kube.client import ApiError, ApiUnavailableError, KubeClient, leaves
+    from daemonset.kube.config import KubeConfigError, find_config
 
     async def run() -> int:
         client = KubeClient(find_config(context))

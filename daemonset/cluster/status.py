@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 
 from daemonset.agent.enrolment import MODE_LABEL
 from daemonset.cluster.checks.system import roots
-from daemonset.cluster.installation import CONTROL_PLANE
 from daemonset.cluster.members import (
     Member,
     NodeView,
@@ -20,6 +19,7 @@ from daemonset.cluster.members import (
     node_views,
     pods_of,
 )
+from daemonset.cluster.names import CONTROL_PLANE
 from daemonset.cluster.survey import Survey
 from daemonset.control_plane.ca.root_maps import MANAGED_BY, OWNER
 from daemonset.control_plane.kubernetes_backend import LEASE

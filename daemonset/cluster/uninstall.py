@@ -15,8 +15,8 @@ import trio
 from daemonset.agent.owners import mounts_of_an_agent
 from daemonset.agent.pod_notes import REDIRECTION
 from daemonset.agent.report import WITHDRAW
-from daemonset.cluster.installation import AGENT, PART_OF, US, ZDS_FOLDER
 from daemonset.cluster.listing import list_all
+from daemonset.cluster.names import AGENT, PART_OF, US, ZDS_FOLDER
 from daemonset.cluster.removal import (
     KINDS_OF_OURS,
     NAMESPACES,

@@ -94,3 +94,26 @@ def test_questions_without_an_answer(
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
     code = main(["why", "--kubernetes", "a", "b"])
     assert (code, "no kubeconfig that can be used" in capsys.readouterr().err) == (2, True)
+
+
+def test_a_network_policy_in_the_way_is_named(
+    shop: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    item = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "only-http", "namespace": "shop"},
+        "spec": {
+            "podSelector": {"matchLabels": {"app": "orders"}},
+            "ingress": [{"ports": [{"port": "http"}]}],
+        },
+    }
+    assert "below the mesh" not in ask(shop, monkeypatch, capsys, "web", "service/orders")[1]
+    shop.apply(item)
+    code, said = ask(shop, monkeypatch, capsys, "web", "service/orders")
+    assert code == 0, said
+    [line] = [line for line in said.splitlines() if "below the mesh" in line]
+    # Port 8080 is let in, which is how the pod that is not captured is reached.
+    assert "NetworkPolicy shop/only-http: no ingress rule lets shop/web in at shop/orders" in line
+    assert "TCP 15008" in line
+    shop.delete(item)

@@ -11,7 +11,8 @@ import yaml
 
 from daemonset.agent.report import REPORT, NodeReport, report_text
 from daemonset.cluster.check import check_survey
-from daemonset.cluster.installation import SYSTEM, find_installation
+from daemonset.cluster.installation import find_installation
+from daemonset.cluster.names import SYSTEM
 from daemonset.cluster.survey import Survey
 from daemonset.control_plane.translation.finding import Finding
 from tests.support.kube.manifests import MANIFESTS, read_base

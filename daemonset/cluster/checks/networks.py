@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 
 from daemonset.agent.capture_rules import PROBE_V4
-from daemonset.cluster.installation import CONTROL_PLANE, ZTUNNEL
 from daemonset.cluster.members import members, namespace_labels, pods_of
+from daemonset.cluster.names import CONTROL_PLANE, ZTUNNEL
 from daemonset.cluster.network_policy import (
     EGRESS,
     INGRESS,

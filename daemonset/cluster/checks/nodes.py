@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from daemonset.agent.cni_chain import PLUGIN
-from daemonset.cluster.installation import AGENT, ZTUNNEL, Installation
+from daemonset.cluster.installation import Installation
 from daemonset.cluster.members import NodeView, image_version, is_ready, last_words, node_views
+from daemonset.cluster.names import AGENT, ZTUNNEL
 from daemonset.cluster.survey import Survey
 from daemonset.control_plane.objects.meta import ObjectKey
 from daemonset.control_plane.translation.finding import Findings, Severity

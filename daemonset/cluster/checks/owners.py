@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from daemonset.agent.owners import mounts_of_an_agent
 from daemonset.agent.pod_notes import REDIRECTION
-from daemonset.cluster.installation import AGENT, ZDS_FOLDER
 from daemonset.cluster.members import members, namespace_labels, pods_of
+from daemonset.cluster.names import AGENT, ZDS_FOLDER
 from daemonset.cluster.survey import Survey
 from daemonset.control_plane.ca.root_maps import KEY, MANAGED_BY, OWNER
 from daemonset.control_plane.ca.secret_authority import ROOT_MAP

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from cryptography import x509
 
-from daemonset.cluster.installation import CONTROL_PLANE
 from daemonset.cluster.members import (
     image_version,
     is_ready,
@@ -16,6 +15,7 @@ from daemonset.cluster.members import (
     namespace_labels,
     pods_of,
 )
+from daemonset.cluster.names import CONTROL_PLANE
 from daemonset.cluster.survey import Survey
 from daemonset.control_plane.ca.root_maps import KEY, MANAGED_BY, OWNER
 from daemonset.control_plane.ca.secret_authority import ROOT_MAP

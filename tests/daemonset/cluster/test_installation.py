@@ -6,7 +6,8 @@ import copy
 from typing import Any
 
 from daemonset.agent.enrolment import DEFAULT_SELECTORS
-from daemonset.cluster.installation import SYSTEM, find_installation
+from daemonset.cluster.installation import find_installation
+from daemonset.cluster.names import SYSTEM
 from daemonset.control_plane.translation.settings import MeshSettings
 from tests.support.kube.manifests import MANIFESTS, read_base
 

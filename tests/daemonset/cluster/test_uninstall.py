@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from daemonset.agent.report import NodeReport
-from daemonset.cluster.installation import PART_OF, SYSTEM, US
+from daemonset.cluster.names import PART_OF, SYSTEM, US
 from daemonset.cluster.removal import KINDS_OF_OURS, WORKLOADS, Doomed
 from daemonset.cluster.uninstall import summary
 from daemonset.cluster.withdrawal import NodeProgress, progress
