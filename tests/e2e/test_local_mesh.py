@@ -154,11 +154,12 @@ def test_every_worker_says_which_kernel_paths_it_uses(mesh: MeshLab) -> None:
         return {s.labels["path"]: s.value for s in samples if s.name == "ztunnel_kernel_path"}
 
     joins = without_sockmap() is None
-    expected = {"splice": 1.0, "sockmap": float(joins)}
+    expected = {"splice": 1.0, "sockmap": float(joins), "ktls": 0.0}
     mesh.wait(lambda: counted() == expected, "the metric of kernel paths")
     _, body = http_get(mesh.mesh.network.nodes["node-1"], "127.0.0.1", 15000, "/config_dump")
     [paths] = json.loads(body)["kernelPaths"].values()  # a mesh on one machine has one worker
     assert paths["splice"] == "on"
+    assert paths["ktls"] == "switched off"
     assert (paths["sockmap"] == "on") is joins
 
 

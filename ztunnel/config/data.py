@@ -127,6 +127,12 @@ def read_kernel(reader: Reader) -> KernelConfig:
             True,
             "Move bulk between plain sockets through pipes, where a probe finds that to work.",
         ),
+        ktls=reader.boolean(
+            "ZTUNNEL_KTLS",
+            False,
+            "Have the kernel seal and open TLS records of tunnels that carry bulk, where a probe "
+            "finds that to work (Linux 6.14 or newer, with the tls module).",
+        ),
         join_pods=reader.boolean(
             "ZTUNNEL_JOIN_PODS",
             False,

@@ -145,12 +145,13 @@ class TunnelConfig:
 class KernelConfig:
     """How bytes may stay in the kernel.
 
-    `sockmap` and `splice` are used where a probe at start finds them to work; `join_pods` spares
-    connections between two captured pods of this node the tunnel.
+    `sockmap`, `splice` and `ktls` are used where a probe at start finds them to work; `join_pods`
+    spares connections between two captured pods of this node the tunnel.
     """
 
     sockmap: bool
     splice: bool
+    ktls: bool
     join_pods: bool
 
 

@@ -293,6 +293,58 @@ class Connection(HeaderBlocks):
         else:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, and push is off")
 
+    # --- Payload that does not pass through here -----------------------------------------------
+
+    @property
+    def payload_left(self) -> int:
+        """Bytes of a DATA frame's payload that come next and may take another way.
+
+        0 when something else comes next, or when they must be looked at here.
+        """
+        stream = self._data_stream
+        if (
+            stream is None
+            or stream.remote_closed
+            or stream.content_left >= 0
+            or self._frame_left
+            or self.terminated is not None
+        ):
+            return 0
+        return self._data_left
+
+    @property
+    def payload_stream(self) -> Stream | None:
+        """Whose payload it is."""
+        return self._data_stream
+
+    @property
+    def boundary(self) -> int:
+        """The fewest bytes to `receive` next: to the end of a frame's payload or of a header."""
+        return (
+            self._frame_left
+            or self._data_left
+            or self._skip_left
+            or max(1, frames.FRAME_HEADER.size - len(self._stash))
+        )
+
+    def payload_moved(self, count: int) -> bool:
+        """``count`` bytes of ``payload_left`` were moved by the owner.
+
+        Returns:
+            Whether they were the last ones of the stream: the peer has ended its half.
+        """
+        stream = self._data_stream
+        if stream is None or count > self._data_left:
+            raise UsageError(f"{count} bytes of payload, and {self._data_left} were due")
+        self._data_left -= count
+        if self._data_left:
+            return False
+        self._data_stream = None
+        if not self._data_ends or stream.remote_closed:
+            return False
+        self._close_remote(stream)
+        return True
+
     # --- DATA ----------------------------------------------------------------------------------
 
     def _data_frame(

@@ -209,7 +209,8 @@ class Worker:
     async def _find_kernel_paths(self) -> None:
         """Tries the kernel paths. Nobody waits for it: flows that begin before are copied."""
         kernel = self._config.kernel
-        self._engine.use_paths(await probe_paths(kernel.sockmap, kernel.splice))
+        paths = await probe_paths(kernel.sockmap, kernel.splice, kernel.ktls)
+        self._engine.use_paths(paths)
         self._send(messages.KERNEL_PATHS, self._kernel_paths())
 
     def _kernel_paths(self) -> dict[str, str]:

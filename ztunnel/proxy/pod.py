@@ -37,6 +37,7 @@ from ztunnel.proxy.plaintext import accept_plaintext
 from ztunnel.proxy.pool import Pool
 from ztunnel.proxy.routes import Routes
 from ztunnel.proxy.socks import accept_socks
+from ztunnel.relay.kernel_tunnel import make_tunnel
 from ztunnel.relay.stream import StreamFlow
 from ztunnel.relay.tunnel import Tunnel
 from ztunnel.telemetry.labels import CERT_REVOKED, NO_FLAGS
@@ -387,7 +388,7 @@ class PodProxy:
             return
         owner = InboundTunnel(self, client, local[0], result.peer)
         self._tunnels.add(owner)
-        owner.tunnel = Tunnel(
+        owner.tunnel = make_tunnel(
             context.engine,
             sock,
             result.session,

@@ -26,6 +26,7 @@ from ztunnel.proxy.failure import ConnectFailure
 from ztunnel.proxy.handshake import connected, shake_hands
 from ztunnel.proxy.outer import OuterStream
 from ztunnel.relay.engine import Engine
+from ztunnel.relay.kernel_tunnel import make_tunnel
 from ztunnel.relay.leaving import PATIENCE
 from ztunnel.relay.tunnel import Keepalive as TunnelKeepalive
 from ztunnel.relay.tunnel import Tunnel
@@ -324,7 +325,7 @@ class Pool:
         pooled = PooledTunnel(self, key, result.peer, expires, outer)
         self._tunnels.setdefault(key, []).append(pooled)
         self._all.add(pooled)
-        pooled.tunnel = Tunnel(
+        pooled.tunnel = make_tunnel(
             settings.engine,
             sock,
             result.session,

@@ -33,6 +33,7 @@ from ztunnel.http2.stream import Stream
 from ztunnel.relay.buffers import HEADER, RECORD, SMALL
 from ztunnel.relay.flow import ClosedBy, Outcome, Owner
 from ztunnel.relay.pair import reset_on_close
+from ztunnel.relay.piped import MUST_BE_READ, Piped, Unpiped
 from ztunnel.relay.tunnel import NOBODY, StreamOwner, Tunnel
 
 _IN: Final = select.EPOLLIN | select.EPOLLRDHUP
@@ -49,12 +50,10 @@ class StreamFlow(StreamOwner):
 
     __slots__ = (
         "_app", "_app_done", "_big", "_discarding", "_ended", "_fin_sent", "_first", "_granted",
-        "_grow_at", "_mask", "_other", "_ours", "_pending", "_sent_before_end", "app_is_client",
-        "closed", "discarded", "engine", "fd", "from_app", "from_peer", "http", "owner",
-        "recv_into", "recvmsg_into", "send", "sock", "stream", "tunnel",
+        "_grow_at", "_mask", "_other", "_ours", "_pending", "_piped", "_sent_before_end",
+        "app_is_client", "closed", "discarded", "engine", "fd", "from_app", "from_peer", "http",
+        "owner", "recv_into", "recvmsg_into", "send", "sock", "stream", "tunnel",
     )  # fmt: skip
-
-    path: Final = "tls"
 
     def __init__(
         self,
@@ -85,6 +84,7 @@ class StreamFlow(StreamOwner):
         self._app_done = False  # it sent its FIN
         self._big = False
         self._pending = bytearray()
+        self._piped: Piped | None = None  # goes to the application before `_pending`
         self._grow_at = stream.window  # bytes from the peer after which the window grows
         self._granted = 0  # out of the budget
         self._ours = 0  # bytes at the front of `_pending` that came from no peer
@@ -97,6 +97,11 @@ class StreamFlow(StreamOwner):
         self.engine.register(self.fd, self, _IN)
 
     # ---- counters
+
+    @property
+    def path(self) -> str:
+        """How the bytes move: tls, or ktls."""
+        return self.tunnel.path
 
     @property
     def from_client(self) -> int:
@@ -112,7 +117,7 @@ class StreamFlow(StreamOwner):
 
     def ready(self, events: int) -> None:
         """Serves the application's socket."""
-        if events & _OUT and self._pending:
+        if events & _OUT and self._waits():
             self._drain()
         if events & ~_OUT and self._mask & _IN:
             self._read()
@@ -157,6 +162,15 @@ class StreamFlow(StreamOwner):
         if http.out:
             tunnel.flush()  # what is pending goes first
             if tunnel.blocked or tunnel.closed:
+                return
+        if tunnel.splices:
+            count = tunnel.send_spliced(self, room)
+            if count > 0:
+                self.from_app += count
+                self._big = count >= SMALL
+            elif not count:
+                self._app_ended()
+            if count != MUST_BE_READ or tunnel.blocked or tunnel.closed:
                 return
         buffers = tunnel.buffers
         one_frame = http.max_send_frame >= RECORD * len(buffers.one_frame)
@@ -220,10 +234,10 @@ class StreamFlow(StreamOwner):
         if ended:
             self._peer_ended()
         if not count:
-            if ended and not self._pending:
+            if ended and not self._waits():
                 self._send_fin()
             return
-        if self._pending:
+        if self._pending or self._piped is not None:
             self._pending += view
             return
         try:
@@ -247,7 +261,7 @@ class StreamFlow(StreamOwner):
         """The same for several pieces, with one system call."""
         if self.closed:
             return
-        if self._pending:
+        if self._pending or self._piped is not None:
             for view in views:
                 self._pending += view
                 self.from_peer += len(view)
@@ -281,6 +295,47 @@ class StreamFlow(StreamOwner):
         elif self.from_peer >= self._grow_at:
             self._grow()
 
+    @property
+    def takes_pipe(self) -> bool:
+        """Whether bytes from the peer may come by `take_piped`: nothing waits, nothing is over."""
+        return not (self._pending or self.closed or self._fin_sent) and self._piped is None
+
+    def take_piped(self, piped: Piped, ended: bool) -> None:
+        """`deliver` for bytes in a pipe."""
+        self.from_peer += piped.count
+        self._piped = piped
+        if ended:
+            self._peer_ended()
+        self._drain()
+        if self._waits():
+            self._arm(self._mask | _OUT)
+        elif not self.closed and not ended and self.from_peer >= self._grow_at:
+            self._grow()
+
+    def _waits(self) -> bool:
+        """Whether something waits to be taken by the application."""
+        return bool(self._pending) or self._piped is not None
+
+    def _empty_pipe(self, piped: Piped) -> bool:
+        """Gives the application what is in the pipe; whether that is done."""
+        try:
+            self._consumed(piped.empty(self.fd))
+        except Unpiped as left:
+            self._pending[:0] = left.rest
+        except OSError as error:
+            self._app_broke(error)
+            return False
+        if piped.count:
+            return False
+        self._piped = None
+        return True
+
+    def _consumed(self, count: int) -> None:
+        if count:
+            self.http.consumed(self.stream, count)
+            if self.http.out and not self.tunnel.dirty:
+                self.tunnel.mark_dirty()
+
     def _grow(self) -> None:
         """Doubles the stream's window, as far as the budget and the setting allow."""
         windows = self.tunnel.buffers.windows
@@ -308,22 +363,22 @@ class StreamFlow(StreamOwner):
             self._send_fin()
 
     def _drain(self) -> None:
-        try:
-            sent = self.send(self._pending)
-        except BlockingIOError:
+        if self._piped is not None and not self._empty_pipe(self._piped):
             return
-        except OSError as error:
-            self._app_broke(error)
-            return
-        del self._pending[:sent]
-        if self._ours:
-            ours = min(sent, self._ours)
-            self._ours -= ours
-            sent -= ours
-        if sent:
-            self.http.consumed(self.stream, sent)
-            if self.http.out and not self.tunnel.dirty:
-                self.tunnel.mark_dirty()
+        if self._pending:
+            try:
+                sent = self.send(self._pending)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._app_broke(error)
+                return
+            del self._pending[:sent]
+            if self._ours:
+                ours = min(sent, self._ours)
+                self._ours -= ours
+                sent -= ours
+            self._consumed(sent)
         if not self._pending:
             self._arm(self._mask & ~_OUT)
             if self._ended:
@@ -410,6 +465,9 @@ class StreamFlow(StreamOwner):
             return
         self.closed = True
         self._pending = bytearray()
+        if self._piped is not None:
+            self._piped.discard()
+            self._piped = None
         self.stream.owner = NOBODY  # also lets go of one another without the garbage collector
         self.tunnel.buffers.windows.left += self._granted
         self.engine.close_own(self.sock)

@@ -110,6 +110,8 @@ class Tunnel:
 
     Attributes:
         blocked: the socket takes no more; flows must not read from their applications.
+        path: who seals and opens its records, as flows report it: tls, or ktls (the kernel).
+        splices: payload may be moved into it through a pipe now (see kernel_tunnel.py).
     """
 
     __slots__ = (
@@ -128,10 +130,12 @@ class Tunnel:
         "fd",
         "http",
         "owner",
+        "path",
         "recv_into",
         "send",
         "session",
         "sock",
+        "splices",
         "started",
         "used",
         "waiting",
@@ -159,6 +163,8 @@ class Tunnel:
         self.owner = owner
         self.closed = False
         self.blocked = False
+        self.path = "tls"
+        self.splices = False
         self.dirty = False
         self.waiting: list[StreamOwner] = []
         self.started = self.used = time.monotonic()
@@ -182,13 +188,16 @@ class Tunnel:
             self._read()
 
     def _read(self) -> None:
+        self._receive(READ)
+
+    def _receive(self, most: int) -> None:
         wire = self.buffers.wire
         rest = self._rest
         offset = len(rest)
         if offset:
             wire[:offset] = rest
         try:
-            count = self.recv_into(wire[offset : offset + READ])
+            count = self.recv_into(wire[offset : offset + most])
         except BlockingIOError:
             return
         except OSError as error:
@@ -313,6 +322,10 @@ class Tunnel:
             self._put(sealed[:size])
             position += take
 
+    def send_spliced(self, flow: Any, most: int) -> int:
+        """See `KernelTunnel.send_spliced`; only where `splices` is set. Raises RuntimeError."""
+        raise RuntimeError("nothing can be spliced into this tunnel")
+
     def send_scattered(self, stream: Stream, count: int, one_frame: bool) -> None:
         """Sends `count` bytes that were received into the scatter pieces.
 
@@ -334,8 +347,13 @@ class Tunnel:
                 total += HEADER
                 left -= take
                 position += RECORD + 1
-        size = self.session.seal_scattered(scatter, 0, total, self.buffers.sealed, 0)
-        self._put(self.buffers.sealed[:size])
+        self._send_gathered(total)
+
+    def _send_gathered(self, total: int) -> None:
+        """Sends `total` bytes that lie in the scatter pieces."""
+        sealed = self.buffers.sealed
+        size = self.session.seal_scattered(self.buffers.scatter, 0, total, sealed, 0)
+        self._put(sealed[:size])
 
     def _put(self, data: memoryview) -> None:
         if self.blocked:
@@ -350,19 +368,26 @@ class Tunnel:
             return
         if sent < len(data):
             self._unsent += data[sent:]
-            self.blocked = True
-            self.engine.modify(self.fd, _IN | _OUT)
+            self._block()
 
-    def _unblock(self) -> None:
+    def _block(self) -> None:
+        self.blocked = True
+        self.engine.modify(self.fd, _IN | _OUT)
+
+    def _send_rest(self) -> bool:
+        """Sends what the socket did not take before; whether that is all of it."""
         try:
             sent = self.send(self._unsent)
         except BlockingIOError:
-            return
+            return False
         except OSError as error:
             self.close(f"the tunnel's connection broke: {error.strerror or error}")
-            return
+            return False
         del self._unsent[:sent]
-        if self._unsent:
+        return not self._unsent
+
+    def _unblock(self) -> None:
+        if not self._send_rest():
             return
         self.blocked = False
         self.engine.modify(self.fd, _IN)
@@ -430,15 +455,16 @@ class Tunnel:
             and not self.closed
         ):
             self._seal_pending()  # the end of the last stream goes first
-            if not self.blocked and not self.closed:
+            if not self.blocked and not self.closed and self.all_sent():
                 self._leave()
+
+    def all_sent(self) -> bool:
+        """Whether the connection has been given everything; else `tick` asks again."""
+        return True
 
     def _leave(self) -> None:
         self.closed = True
-        try:
-            self.send(self.session.close_notify())
-        except (OSError, RuntimeError):
-            pass  # the peer is gone, and has taken what it wanted
+        self._send_alert(self.session.close_notify())
         self.waiting = []
         self.engine.unregister(self.fd)
         Leaving(self.engine, self.sock)
@@ -455,10 +481,7 @@ class Tunnel:
         if not self.blocked and (final_words or not alert):
             self._seal_pending()
         if not self.blocked:
-            try:
-                self.send(alert or self.session.close_notify())
-            except (OSError, RuntimeError):
-                pass  # the peer is gone already, or our side was closed before
+            self._send_alert(alert or self.session.close_notify())
         for stream in list(self.http.streams.values()):
             if stream.owner is not None:
                 try:
@@ -468,6 +491,13 @@ class Tunnel:
         self.waiting = []
         self.engine.close_later(self.sock)
         self.owner.tunnel_lost(self, reason)
+
+    def _send_alert(self, alert: bytes) -> None:
+        """The last that is said, as `Session.alert` gives it."""
+        try:
+            self.send(alert)
+        except OSError:
+            pass  # the peer is gone already, and has taken what it wanted
 
     def failed(self, error: BaseException) -> None:
         """A handler of ours raised."""

@@ -64,9 +64,14 @@ class Direction:
         return header + self.aead.encrypt(nonce, content + bytes((kind,)), header)
 
     def seal_alert(self, description: Alert) -> bytes:
-        """One alert record. Everything but a closure is fatal (section 6)."""
-        graceful = description in (Alert.CLOSE_NOTIFY, Alert.USER_CANCELED)
-        return self.seal(_ALERT, bytes((1 if graceful else 2, description)))
+        """One alert record."""
+        return self.seal(_ALERT, alert_content(description))
+
+
+def alert_content(description: Alert) -> bytes:
+    """What an alert record holds. Everything but a closure is fatal (section 6)."""
+    graceful = description in (Alert.CLOSE_NOTIFY, Alert.USER_CANCELED)
+    return bytes((1 if graceful else 2, description))
 
 
 class OwnRecords(Session):
@@ -98,6 +103,7 @@ class OwnRecords(Session):
         self._ask_at = rekey_after
         self._quiet = 0
         self._fragment = b""
+        self._kernel_seals = False
 
     def seal(self, src: memoryview, start: int, n: int, out: memoryview, at: int) -> int:
         return self._seal(src, start, n, out, at, 0)
@@ -304,6 +310,8 @@ class OwnRecords(Session):
         if self._write_closed:
             return b""
         self._write_closed = True
+        if self._kernel_seals:
+            return alert_content(description)
         return self._tx.seal_alert(description)
 
     def ktls_parameters(self, *, sending: bool) -> KtlsParameters:
@@ -315,3 +323,63 @@ class OwnRecords(Session):
             write_iv(suite, direction.secret),
             direction.sequence,
         )
+
+    # ---- records by the kernel (kTLS)
+
+    @property
+    def kernel_seals(self) -> bool:
+        """Whether our direction was handed to the kernel."""
+        return self._kernel_seals
+
+    def hand_over_sealing(self) -> None:
+        """The kernel seals from here on, with the keys that `ktls_parameters` gives now.
+
+        Afterwards `close_notify`, `alert` and the `reply` of an error are the content of an alert
+        record, for the kernel to seal; a KeyUpdate is for the caller to send (`take_key_update`).
+        """
+        self._kernel_seals = True
+
+    @property
+    def update_due(self) -> bool:
+        """Whether a KeyUpdate must go in front of the next data."""
+        return self._update_due >= 0 and not self._write_closed
+
+    def take_key_update(self) -> bytes:
+        """The KeyUpdate that is due, as content of a handshake record.
+
+        `ktls_parameters` gives the keys for what comes after it.
+        """
+        message = bytes((_KEY_UPDATE, 0, 0, 1, max(self._update_due, _NOT_REQUESTED)))
+        self._update_due = -1
+        self._tx.update()
+        return message
+
+    def renew_keys(self) -> None:
+        """Has our next record change our keys, and asks the peer to change its own."""
+        self._update_due = _REQUESTED
+
+    def used(self, sent: int, received: int) -> None:
+        """What the kernel counts: records under the present keys. Changes keys in good time."""
+        if sent >= self._rekey_after and self._update_due < 0:
+            self._update_due = _NOT_REQUESTED
+        if received >= self._ask_at:
+            self._ask_at = received + self._rekey_after
+            self._update_due = _REQUESTED
+
+    def control(self, kind: int, content: bytes, after_data: bool) -> bool:
+        """Takes a record that is not data, as the kernel opened it.
+
+        Args:
+            kind: its type.
+            content: what is in it.
+            after_data: data has come since the record before this one.
+
+        Returns:
+            Whether the peer's keys have changed: the kernel needs the new ones to go on.
+        """
+        if after_data:
+            self._quiet = 0
+        before = self._rx.secret
+        if not self.ended:
+            self._unusual(kind, content)
+        return self._rx.secret != before

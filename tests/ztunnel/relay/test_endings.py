@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.support.sockets import receive_all, receive_exactly, tcp_pair
-from tests.ztunnel.relay.test_stream import Joined, joined
+from tests.support.streams import Joined, joined
 from ztunnel.http2.errors import ErrorCode
 from ztunnel.relay.engine import Engine
 from ztunnel.relay.leaving import Leaving

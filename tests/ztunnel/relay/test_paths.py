@@ -324,14 +324,14 @@ async def test_the_probe_finds_both_paths_and_leaves_out_what_is_not_wanted() ->
     if without_sockmap() is not None:
         pytest.skip(str(without_sockmap()))
     before = len(os.listdir("/proc/self/fd"))
-    paths = await probe_paths(True, True)
-    assert paths.reasons == {"sockmap": "", "splice": ""}
+    paths = await probe_paths(True, True, False)
+    assert paths.reasons == {"sockmap": "", "splice": "", "ktls": OFF}
     assert paths.sockmap is not None
     assert paths.pipes is not None
     paths.close()
-    paths = await probe_paths(False, False)
+    paths = await probe_paths(False, False, False)
     assert (paths.sockmap, paths.pipes) == (None, None)
-    assert paths.reasons == {"sockmap": OFF, "splice": OFF}
+    assert paths.reasons == {"sockmap": OFF, "splice": OFF, "ktls": OFF}
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -350,7 +350,7 @@ async def test_a_path_that_spoils_a_byte_is_off(
 
     monkeypatch.setattr(os, "splice", spoiling)
     with caplog.at_level("INFO", "ztunnel.kernel"):
-        paths = await probe_paths(False, True)
+        paths = await probe_paths(False, True, False)
     assert paths.pipes is None
     assert caplog.messages == ["kernel path splice is off: other bytes arrived than were sent"]
 
@@ -363,7 +363,7 @@ async def test_without_the_right_to_load_programs_the_path_is_off_in_one_line(
 
     monkeypatch.setattr("ztunnel.kernel.sockmap.Map", refused)
     with caplog.at_level("INFO", "ztunnel.kernel"):
-        paths = await probe_paths(True, True)
+        paths = await probe_paths(True, True, False)
     assert paths.sockmap is None
     assert paths.pipes is not None
     assert caplog.messages == [
