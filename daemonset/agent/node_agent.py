@@ -20,9 +20,8 @@ from daemonset.agent.cni_server import CniServer
 from daemonset.agent.enrolment import EnrolmentOptions
 from daemonset.agent.owners import (
     PATIENCE,
-    NotAloneError,
+    look_for_others,
     only_agent,
-    other_agents,
     wait_unserved,
     watch_socket,
 )
@@ -113,21 +112,9 @@ class NodeAgent:
         who = f"pod {config.agent_ns}/{config.pod}" if config.pod else f"agent of {config.node}"
         async with only_agent(config.agent.run_dir / "agent.lock", who, config.patience):
             await wait_unserved(config.agent.zds_path, config.patience)
-            await self._look_for_others()
+            own = (config.agent_ns, config.daemon_set)
+            await look_for_others(self._client, config.node, config.agent.zds_path.parent, own)
             await self._work(stop)
-
-    async def _look_for_others(self) -> None:
-        config = self._config
-        query = {"fieldSelector": f"spec.nodeName={config.node}"}
-        pods = (await self._client.call("GET", "/api/v1/pods", query)).get("items") or ()
-        folder = str(config.agent.zds_path.parent)
-        others = other_agents(pods, folder, (config.agent_ns, config.daemon_set))
-        if others:
-            raise NotAloneError(
-                f"this node belongs to another mesh's node agent: {', '.join(others)} (it mounts "
-                f"{folder} and the node's CNI). Uninstall one of the two, or keep this one off "
-                "such nodes with a nodeSelector"
-            )
 
     async def _work(self, stop: trio.Event) -> None:
         async with trio.open_nursery() as nursery:

@@ -7,6 +7,7 @@ the socket where ztunnel connects, and pods that mount what only a node agent of
 
 import errno
 import fcntl
+import logging
 import os
 import posixpath
 import socket
@@ -17,11 +18,15 @@ from typing import Any
 
 import trio
 
+from daemonset.kube.client import ApiError, ApiUnavailableError, KubeClient
+
+logger = logging.getLogger("daemonset.agent")
+
 Json = Mapping[str, Any]
 
 PATIENCE = 40.0
 """Seconds for an agent before this one to end: a little more than it is given."""
-_LOOK = 0.5
+_LOOK, _LONGEST_LOOK = 0.5, 5.0
 _CNI_FOLDERS = ("cni/net.d", "cni/bin", "/cni-network", "/run/istio-cni")
 
 
@@ -49,6 +54,37 @@ def other_agents(pods: Iterable[Json], zds_folder: str, own: tuple[str, str]) ->
         if mounts_of_an_agent(pod, zds_folder):
             found.append(f"{meta.get('namespace', '')}/{meta['name']}")
     return sorted(found)
+
+
+async def look_for_others(
+    client: KubeClient, node: str, zds_folder: Path, own: tuple[str, str]
+) -> None:
+    """Return when the API has shown no other mesh's agent on this node.
+
+    Waits for as long as it does not answer, or does not let us look yet.
+
+    Raises:
+        NotAloneError: there is one.
+    """
+    query = {"fieldSelector": f"spec.nodeName={node}"}
+    pause, said = _LOOK, ""
+    while True:
+        try:
+            pods = (await client.call("GET", "/api/v1/pods", query)).get("items") or ()
+            break
+        except (ApiError, ApiUnavailableError) as error:
+            if str(error) != said:
+                logger.warning("cannot look for other node agents: %s; trying again", error)
+            said = str(error)
+            await trio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_LOOK)
+    others = other_agents(pods, str(zds_folder), own)
+    if others:
+        raise NotAloneError(
+            f"this node belongs to another mesh's node agent: {', '.join(others)} (it mounts "
+            f"{zds_folder} and the node's CNI). Uninstall one of the two, or keep this one off "
+            "such nodes with a nodeSelector"
+        )
 
 
 def mounts_of_an_agent(pod: Json, zds_folder: str) -> bool:

@@ -9,9 +9,11 @@ import pytest
 import trio
 import trio.testing
 
+from daemonset.agent import owners
 from daemonset.agent.owners import (
     NotAloneError,
     is_served,
+    look_for_others,
     only_agent,
     other_agents,
     wait_unserved,
@@ -19,6 +21,7 @@ from daemonset.agent.owners import (
 )
 from daemonset.agent.private_socket import listening
 from tests.support.kube.manifests import MANIFESTS, read_base
+from tests.support.kube.scripted_api import Exchange, scripted_api
 
 FOLDER = "/var/run/ztunnel"
 ISTIO_CNI = ("/opt/cni/bin", "/proc", "/etc/cni/net.d", "/var/run/istio-cni", "/var/run/ztunnel")
@@ -115,6 +118,23 @@ async def test_a_socket_that_was_left_behind_is_nobodys(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(path))
     await wait_unserved(path, patience=0)
+
+
+async def test_an_api_server_that_is_away_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(owners, "_LOOK", 0.01)
+    answers = [({"message": "starting"}, 503), ({"message": "not yet"}, 403), ({"items": []}, 200)]
+
+    async def script(exchange: Exchange) -> None:
+        assert exchange.query == {"fieldSelector": "spec.nodeName=n1"}
+        body, status = answers.pop(0)
+        await exchange.answer(body, status)
+
+    async with scripted_api(script) as client:
+        await look_for_others(client, "n1", Path(FOLDER), ("", ""))
+    assert answers == []
+    assert "starting; trying again" in caplog.text
 
 
 @pytest.mark.parametrize(("replaced", "words"), [(True, "has taken .* over"), (False, "removed")])
