@@ -15,6 +15,8 @@ from perf.plot import Axis, Line, svg
 from perf.record import RESULTS, machine
 from perf.scale import POLICIES, WORKLOADS, Cost, lookups, policies
 from perf.scale_node import SIZES, Loaded, Node, ScaleError, load, node
+from perf.scale_plane import SIZES as PODS
+from perf.scale_plane import Pushed, pushes
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,6 +41,12 @@ def main(arguments: Sequence[str]) -> int:
         keep("machine", machine())
         checks = _costs("policies", policies, POLICIES, options.most, keep)
         decisions = _costs("workloads", lookups, WORKLOADS, options.most, keep)
+        pushed: list[Pushed] = []
+        for size in PODS:
+            if size <= options.most:
+                for push in pushes(size):
+                    keep("control plane", asdict(push))
+                    pushed.append(push)
         loads: list[Loaded] = []
         whole: Node | None = None
         if not options.no_processes:
@@ -52,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
                         keep("problem", f"{size} workloads: {error}")
             whole = node()
             keep("node", asdict(whole))
-    text = report(machine(), checks, decisions, loads, whole)
+    text = report(machine(), checks, decisions, pushed, loads, whole)
     path.with_suffix(".md").write_text(text)
     for name, title, costs in (
         ("policies", "policies that apply to the destination", checks),
@@ -89,6 +97,7 @@ def report(
     where: dict[str, Any],
     checks: Sequence[Cost],
     decisions: Sequence[Cost],
+    pushed: Sequence[Pushed],
     loads: Sequence[Loaded],
     whole: Node | None,
 ) -> str:
@@ -99,6 +108,8 @@ def report(
         _table("policies that apply", checks),
         _table("workloads, and a tenth as many services", decisions),
     ]
+    if pushed:
+        parts.append(_pushed(pushed))
     if loads:
         rows = [
             "| workloads | in force after, s | one changed endpoint, ms (most) "
@@ -127,6 +138,23 @@ def report(
             f"**{whole.total:.0f} MiB** in all processes of its ztunnel ({each})."
         )
     return "\n\n".join(parts) + "\n"
+
+
+def _pushed(pushed: Iterable[Pushed]) -> str:
+    rows = [
+        "| pods | first translation, s | what changes | at the client after, ms | p99 | most |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows += [
+        f"| {one.pods:,} | {one.seconds:.1f} | {one.what} | **{one.median:.1f}** "
+        f"| {one.p99:.1f} | {one.most:.1f} |"
+        for one in pushed
+    ]
+    head = (
+        "The control plane, from a changed object to a client of delta ADS, with a fifth as many "
+        "services and a tenth as many policies:\n\n"
+    )
+    return head + "\n".join(rows)
 
 
 def _names(costs: Iterable[Cost]) -> list[str]:

@@ -27,6 +27,8 @@ def test_decisions_are_measured_and_shown(tmp_path: Path) -> None:
     table = lines.with_suffix(".md").read_text()
     assert "| check, allowed | **" in table
     assert "decision for a service's address" in table
+    assert {one["control plane"]["pods"] for one in found if "control plane" in one} == {100}
+    assert "| a pod that becomes ready or unready | **" in table
     assert len(list(tmp_path.glob("*.svg"))) == 2
 
 
