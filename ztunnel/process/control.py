@@ -230,10 +230,9 @@ class Control:
     def _worker_joined(self, slot: int, pid: int, *, fd: int) -> None:
         assert self._nursery is not None
         old = self.workers.get(slot)
-        if old is not None:
+        if old is not None and old.pid == pid:
             old.replaced()
-            if old.pid == pid:  # it tells the new link what it carries
-                old.carried = Carried()
+            old.carried = Carried()  # it tells the new link what it carries
         worker = WorkerLink(slot, pid, Channel(socket.socket(fileno=fd)), self._from_worker)
         self.workers[slot] = worker
         self._links.add(worker)
@@ -302,6 +301,11 @@ class Control:
 
     async def _welcome(self, worker: WorkerLink, looked_up: list[str]) -> None:
         """Gives a worker the mesh and its pods, once the mesh is known here."""
+        for before in [link for link in self._links if link.slot == worker.slot]:
+            # It is dead, and what it said last may still be unread: that it listens for a pod,
+            # with sockets in whose queues somebody waits.
+            if before is not worker:
+                await before.over.wait()
         await self._mesh_known.wait()
         await self._look_up_again(looked_up)
         if not worker.gone:

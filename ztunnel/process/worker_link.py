@@ -31,6 +31,7 @@ class WorkerLink:
         carried: the connections that it has.
         welcome: it has everything, and is to hear of every change.
         gone: nothing more will come from it.
+        over: set then.
         dead: how its process has ended (which the supervisor says), "" while it runs.
     """
 
@@ -48,6 +49,7 @@ class WorkerLink:
         self.identities: set[str] = set()
         self.welcome = False
         self.gone = False
+        self.over = trio.Event()
         self.dead = ""
         self.carried = Carried()
         self._channel = channel
@@ -86,11 +88,12 @@ class WorkerLink:
             log.warning("the channel to worker %d broke: %s", self.slot, group.exceptions[0])
         finally:
             self.gone = True
+            self.over.set()
             self._notify()
             self._channel.close()
 
     def replaced(self) -> None:
-        """The slot has a new channel; this one is of no more use."""
+        """The same process has a new channel; this one is of no more use."""
         self.gone = True
         self._scope.cancel()
 

@@ -53,6 +53,7 @@ class Listener:
         self._accepted = accepted
         self.gathered = gathered
         self._closed = False
+        self._resting = False
         engine.register(sock.fileno(), self, select.EPOLLIN)
 
     def ready(self, events: int) -> None:
@@ -86,8 +87,22 @@ class Listener:
                 self._rest()
                 return
 
+    def look(self) -> None:
+        """Looks, about once a second, whether somebody waits of whom nothing was said.
+
+        When another listener of the port is closed, its queue moves to this one
+        (tcp_migrate_req), and not every kernel wakes somebody up for that: without a look, a client
+        would wait until the next one comes.
+        """
+        if not self._closed and not self._resting:
+            try:
+                self.ready(select.EPOLLIN)
+            except OSError as error:
+                self.failed(error)
+
     def _rest(self) -> None:
         """Clients stay in the queue; asking again at once would only burn the processor."""
+        self._resting = True
         self._engine.unregister(self.socket.fileno())
         self._engine.expire_at(self, time.monotonic() + _PAUSE)
 
@@ -96,6 +111,7 @@ class Listener:
         if self._closed:
             return
         if self._admission.may_go_on(self.socket):
+            self._resting = False
             self._engine.register(self.socket.fileno(), self, select.EPOLLIN)
         else:
             self._rest()

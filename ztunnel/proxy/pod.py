@@ -418,6 +418,8 @@ class PodProxy:
 
     def tick(self, now: float) -> None:
         """Housekeeping, about once a second."""
+        for listener in self._listeners.values():
+            self.context.engine.call_later(listener.look)
         for pool in self._pools.values():
             pool.tick(now)
         for owner in list(self._tunnels):

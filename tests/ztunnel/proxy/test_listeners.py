@@ -3,6 +3,7 @@
 import errno
 import socket
 import struct
+import time
 
 import pytest
 import trio
@@ -212,3 +213,12 @@ async def test_connections_are_kept_alive_as_configured(enabled: bool) -> None:
                     options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
                     found = [sock.getsockopt(socket.IPPROTO_TCP, option) for option in options]
                     assert found == [77, 7, 3]
+
+
+async def test_a_client_of_whom_nothing_is_said_is_found_nevertheless(pair: Pair) -> None:
+    """Not every kernel tells of those that come from the queue of a listener that was closed."""
+    pod = pair.mesh.pods["client"]
+    pair.mesh.context.engine.unregister(pod.sockets()["outbound"].fileno())
+    stream = await pair.dial()
+    pod.tick(time.monotonic())
+    assert await echoes(stream)
