@@ -333,3 +333,18 @@ def _services() -> list[Case]:
 
 
 CASES = [*_policies(), *_peers(), *_entries(), *_workloads(), *_services()]
+
+AROUND: list[Json] = [
+    {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
+    {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": "orders",
+            "namespace": NAMESPACE,
+            "labels": {"istio.io/use-waypoint": "w"},
+        },
+        "spec": {"ports": [{"port": 80, "name": "http"}]},
+    },
+]
+"""What stands around the object: its namespace, and a service with a waypoint."""

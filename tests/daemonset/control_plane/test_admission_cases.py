@@ -13,7 +13,7 @@ from daemonset.control_plane.objects.registry import AnyObject
 from daemonset.control_plane.sources.file_reader import read_file
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.control_plane.translation.translate import Translator
-from tests.support.admission_cases import CASES, NAMESPACE, Case, Json, Verdict
+from tests.support.admission_cases import AROUND, CASES, Case, Json, Verdict
 
 OF_ONE_OBJECT = {
     "UnsupportedValue",
@@ -27,20 +27,6 @@ OF_ONE_OBJECT = {
     "UnknownMode",
 }
 """What can be found without looking at any other object (but for the namespace's labels)."""
-
-AROUND: list[Json] = [
-    {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
-    {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {
-            "name": "orders",
-            "namespace": NAMESPACE,
-            "labels": {"istio.io/use-waypoint": "w"},
-        },
-        "spec": {"ports": [{"port": 80, "name": "http"}]},
-    },
-]
 
 
 def objects_of(items: Iterable[Json]) -> list[AnyObject]:
