@@ -24,8 +24,6 @@ from daemonset.kube.reflector import Pace
 
 MANAGER = "ambientd-status"
 
-_RETRY_SECONDS = 5.0
-
 _Said = tuple[str, int, tuple[Condition, ...]]
 
 _log = logging.getLogger("daemonset.control_plane")
@@ -51,6 +49,7 @@ class ConditionWriter:
         self._source = source
         self._settings = settings
         self._settle = (pace or Pace()).settle
+        self._retry = (pace or Pace()).longest_pause / 6
         self._judgement: Judgement | None = None
         self._said: dict[ObjectKey, _Said] = {}
         self._wake = trio.Event()
@@ -70,8 +69,14 @@ class ConditionWriter:
                 # What changes in quick succession is written once.
                 await trio.sleep(self._settle)
                 self._wake = trio.Event()
-                if not await self._write_all():
-                    await trio.sleep(_RETRY_SECONDS)
+                try:
+                    done = await self._write_all()
+                except Exception:
+                    # Serving matters more than saying so, and the next change may be the cure.
+                    _log.exception("the status of objects cannot be worked out")
+                    done = True
+                if not done:
+                    await trio.sleep(self._retry)
                     self._wake.set()
 
     async def _follow_election(self) -> None:

@@ -72,10 +72,15 @@ class KubernetesSource:
             if not isinstance(name, str)
         }
 
+    def store(self, kind: str) -> KindStore:
+        """What is known of one kind."""
+        [found] = [store for store in self._stores if store.kind.kind == kind]
+        return found
+
     def address(self, key: ObjectKey) -> tuple[str, str]:
         """The apiVersion and the path of an object of a namespace."""
         reflector = self.reflectors[key.kind]
-        [resource] = [store.kind.resource for store in self._stores if store.kind.kind == key.kind]
+        resource = self.store(key.kind).kind.resource
         version = reflector.version
         path = resource.path(version).removesuffix(resource.plural)
         group_version = f"{resource.group}/{version}" if resource.group else version
