@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import logging
+
 import grpc
 import pytest
 import trio
@@ -314,3 +317,23 @@ async def test_xds_serves_nobody_who_is_no_proxy(mesh: Cluster) -> None:
             status, text = await no_stream(running, token)
             assert status == DENIED
             assert f"{namespace}/{service_account} is no node proxy" in text
+
+
+async def test_no_secret_is_in_the_log(mesh: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    path = "/api/v1/namespaces/istio-system/secrets/istio-ca-secret"
+    async with control_plane(mesh) as running:
+        good, unbound = ztunnel_token(mesh), mesh.token("istio-system", "ztunnel", audience="vault")
+        assert await signed(running, good, WEB) == WEB
+        await trio.to_thread.run_sync(addresses, running, good)
+        for token in (unbound, good[:-2]):
+            await refused(running, token, WEB)
+            await no_stream(running, token)
+        await running.backend.read_authority()
+        secret = await trio.to_thread.run_sync(mesh.call, "GET", path)
+    assert "signed spiffe://cluster.local/ns/shop/sa/web" in caplog.text
+    encoded = secret["data"]["ca-key.pem"]
+    lines = base64.b64decode(encoded).decode().splitlines()[1:-1]
+    assert lines
+    for text in (encoded, *lines, *good.split("."), *unbound.split(".")):
+        assert text not in caplog.text

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import json
+import logging
 import threading
 import urllib.request
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,9 +19,11 @@ import pytest
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from daemonset.control_plane.ca.issuer import new_key
+from daemonset.control_plane.ca.generations import open_state, rotate
+from daemonset.control_plane.ca.issuer import key_to_pem, new_key
 from daemonset.control_plane.ca.tokens import TokenSubject
 from daemonset.control_plane.config import ControlPlaneConfig
 from daemonset.control_plane.objects.objectset import ObjectSet
@@ -57,9 +64,11 @@ spec:
 ZTUNNEL = TokenSubject("istio-system", "ztunnel", node="node-a")
 
 
-def certificate_request(identity: str = "") -> ca_pb2.IstioCertificateRequest:
+def certificate_request(
+    identity: str = "", key: ec.EllipticCurvePrivateKey | None = None
+) -> ca_pb2.IstioCertificateRequest:
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    csr = builder.sign(new_key(), hashes.SHA256())
+    csr = builder.sign(key or new_key(), hashes.SHA256())
     request = ca_pb2.IstioCertificateRequest(csr=csr.public_bytes(Encoding.PEM).decode())
     if identity:
         request.metadata["ImpersonatedIdentity"] = identity
@@ -467,6 +476,60 @@ async def test_a_stream_ends_when_its_client_is_no_proxy_any_more(
     (config.source / "mesh.yaml").write_text(MESH)
     with trio.fail_after(20):
         await ended.wait()
+    nursery.cancel_scope.cancel()
+
+
+def secrets_below(folder: Path) -> set[str]:
+    """The lines of all private keys, without those that every key has."""
+    found: set[str] = set()
+    for path in folder.rglob("*.pem"):
+        for block in path.read_text().split("-----BEGIN ")[1:]:
+            if block.startswith(("PRIVATE KEY", "EC PRIVATE KEY")):
+                found.update(line for line in block.splitlines()[1:] if len(line) >= 16)
+    return {line for line in found if not line.startswith("-----")}
+
+
+async def test_no_secret_is_in_the_log(
+    config: ControlPlaneConfig, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a day with everything: good and bad tokens, certificates, refusals, a rotation."""
+    caplog.set_level(logging.DEBUG)
+    (config.source / "mesh.yaml").write_text(MESH)
+    plane = ControlPlane(config)
+    ports = await nursery.start(plane.run)
+    key = new_key()
+    request = certificate_request("spiffe://cluster.local/ns/shop/sa/web", key)
+    good, expired = plane.mint_token(ZTUNNEL), plane.mint_token(ZTUNNEL, lifetime=-60.0)
+    application = plane.mint_token(TokenSubject("shop", "web", node="node-a"))
+    tokens = [good, expired, application, good[:-2], "not.a.token"]
+
+    def stream(token: str) -> None:
+        credentials = grpc.ssl_channel_credentials(plane.roots_pem.encode())
+        metadata = [("authorization", f"Bearer {token}")]
+        with delta_stream(f"localhost:{ports.tls}", credentials, metadata) as opened:
+            opened.send(ADDRESS)
+            opened.receive()
+
+    for token in tokens:
+        for call in (
+            partial(create_certificate, ports.tls, plane.roots_pem, token, request),
+            partial(stream, token),
+        ):
+            with contextlib.suppress(grpc.RpcError):
+                await trio.to_thread.run_sync(call)
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=5)
+    rotate(config.state / "ca", "cluster.local", later)
+    open_state(config.state / "ca", "cluster.local", later)
+    assert "signed spiffe://cluster.local/ns/shop/sa/web" in caplog.text
+    assert "made root" in caplog.text
+    keys = secrets_below(config.state)
+    assert len(keys) >= 5 * 2  # of tokens, two roots, two intermediates
+    for secret in (*tokens, *keys, *key_to_pem(key).decode().splitlines()[1:-1]):
+        assert secret not in caplog.text
+    # Nor a part that is long enough to be of use.
+    for token in tokens[:4]:
+        for part in token.split("."):
+            assert part not in caplog.text
     nursery.cancel_scope.cancel()
 
 

@@ -19,12 +19,18 @@ Query = dict[str, str]
 class Exchange:
     """One request, and the way to answer it."""
 
-    def __init__(self, stream: trio.abc.Stream, method: str, target: str) -> None:
+    def __init__(self, stream: trio.abc.Stream, method: str, target: str, body: bytes) -> None:
         self.stream = stream
+        self.body = body
         self.method = method
         url = urlsplit(target)
         self.path = url.path
         self.query: Query = {name: values[0] for name, values in parse_qs(url.query).items()}
+
+    @property
+    def json(self) -> Any:
+        """What the client sent."""
+        return json.loads(self.body)
 
     @property
     def watches(self) -> bool:
@@ -84,8 +90,8 @@ async def scripted_api(
                             length = int(line.partition(b":")[2])
                     while len(buffer) < length:
                         buffer += await stream.receive_some()
-                    buffer = buffer[length:]
-                    await script(Exchange(stream, method, target))
+                    body, buffer = buffer[:length], buffer[length:]
+                    await script(Exchange(stream, method, target, body))
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass  # either side may end a connection
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
 
 from daemonset.control_plane.ca.authenticator import AuthenticationError, Caller
-from daemonset.control_plane.ca.token_review import read_review
+from daemonset.control_plane.ca.token_review import (
+    CACHE_SECONDS,
+    TokenReviewVerifier,
+    read_review,
+)
+from tests.support.kube.scripted_api import Exchange, scripted_api
 
 EXTRA = {
     "authentication.kubernetes.io/pod-name": ["zt"],
@@ -65,3 +71,41 @@ def test_a_token_that_names_a_node_and_no_pod_is_on_no_node() -> None:
 def test_what_is_refused(given: dict[str, Any], reason: str) -> None:
     with pytest.raises(AuthenticationError, match=reason):
         read_review(given)
+
+
+def review(token: str, account: str = "ztunnel") -> dict[str, Any]:
+    if token == "bad":
+        return answer(authenticated=False)
+    return answer(username=f"system:serviceaccount:istio-system:{account}")
+
+
+async def test_a_good_answer_is_remembered_briefly_and_a_bad_one_not_at_all() -> None:
+    asked: list[str] = []
+    account = "ztunnel"
+
+    async def script(exchange: Exchange) -> None:
+        assert exchange.path == "/apis/authentication.k8s.io/v1/tokenreviews"
+        spec = exchange.json["spec"]
+        assert spec["audiences"] == ["istio-ca"]
+        asked.append(spec["token"])
+        await exchange.answer(review(spec["token"], account))
+
+    async with scripted_api(script) as client:
+        verifier = TokenReviewVerifier(client)
+
+        async def verify(token: str, now: float) -> str:
+            caller = await trio.to_thread.run_sync(verifier.verify, token, now)
+            return caller.service_account
+
+        assert await verify("one", 100.0) == "ztunnel"
+        account = "other"
+        # What the API server would say by now is not asked for.
+        assert await verify("one", 100.0 + CACHE_SECONDS - 0.1) == "ztunnel"
+        assert asked == ["one"]
+        assert await verify("two", 101.0) == "other"
+        assert await verify("one", 100.0 + CACHE_SECONDS) == "other"
+        assert asked == ["one", "two", "one"]
+        for _ in range(2):
+            with pytest.raises(AuthenticationError):
+                await verify("bad", 102.0)
+        assert asked[3:] == ["bad", "bad"]
