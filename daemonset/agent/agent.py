@@ -18,6 +18,7 @@ from daemonset.agent.pods import NetnsResolver, PathResolver, Pod, PodSource
 from daemonset.agent.reconciler import Reconciler
 from daemonset.agent.status import AgentStatus, PodStatus, write_status
 from daemonset.agent.zds_server import ZdsServer
+from ztunnel.kernel.direct_rules import Queueing, find_queueing
 from ztunnel.linux.netns import NetworkNamespace
 
 logger = logging.getLogger("daemonset.agent")
@@ -41,6 +42,15 @@ class AgentConfig:
     istio_mark: bool = False
     host_netns: str = ""
     proc: Path = Path("/proc")
+
+
+def _queueing() -> Queueing | None:
+    """How this kernel queues packets, None where it does not."""
+    try:
+        return find_queueing()
+    except OSError as error:
+        logger.info("connections between pods of this node do not pass by ztunnel: %s", error)
+        return None
 
 
 class Agent:
@@ -84,6 +94,8 @@ class Agent:
             config.proc,
             self._note_change,
             told if told is not None else _nobody_to_tell,
+            # Istio's ztunnel would not answer.
+            queueing=None if config.istio_mark else _queueing(),
         )
         self._reconciler = Reconciler(config.enrolment, self._services)
 

@@ -13,11 +13,12 @@ not find it by listening.
 import socket
 from dataclasses import dataclass
 
+from ztunnel.kernel import direct_rules
 from ztunnel.linux import nft_expressions as nft
-from ztunnel.linux.nft_tables import Chain, Rule, Table
+from ztunnel.linux.nft_tables import Chain, Rule, Set, Table
 from ztunnel.linux.routing import MarkedIsLocal
 
-TABLE = "ambientd"
+TABLE = direct_rules.TABLE
 STOP_TABLE = "ambientd-stop"
 
 OUTBOUND_PORT = 15001
@@ -46,7 +47,8 @@ class CaptureOptions:
 
     `inbound` false is Istio's ingress mode: only what the pod sends, and HBONE, which needs no
     redirection. `reroute_interfaces`: guests (virtual machines) live behind these interfaces, and
-    what comes in through them counts as sent by the pod.
+    what comes in through them counts as sent by the pod. `queueing` says how first packets to pods
+    of the same node are queued for ztunnel (kernel/direct_rules.py); None where they never are.
     """
 
     mark: int
@@ -54,6 +56,7 @@ class CaptureOptions:
     dns: bool = True
     inbound: bool = True
     reroute_interfaces: tuple[str, ...] = ()
+    queueing: direct_rules.Queueing | None = None
 
     @classmethod
     def istio(cls) -> "CaptureOptions":
@@ -67,13 +70,23 @@ def capture_table(options: CaptureOptions, *, redirecting: bool = True) -> Table
     chains = (*_mark_chains(options), *_zone_chains(options))
     outbound = _outbound_rules(options) if redirecting else ()
     inbound = _inbound_rules(options) if redirecting else ()
+    sets: tuple[Set, ...] = ()
+    # Who is behind a pod's own guests is not for ztunnel to know.
+    if redirecting and options.queueing is not None and not options.reroute_interfaces:
+        chains += direct_rules.direct_chains(
+            options.mark, options.mask, options.queueing, inbound=options.inbound
+        )
+        sets = direct_rules.direct_sets()
+        outbound = direct_rules.outbound_rules() + outbound
+        if options.inbound:
+            inbound = direct_rules.inbound_rules() + inbound
     # Both stay in place when they are empty: without them the kernel would stop translating the
     # packets of connections that have been redirected before.
     chains += (
         Chain("outbound", outbound, "output", "nat", _DNAT),
         Chain("inbound", inbound, "prerouting", "nat", _DNAT),
     )
-    return Table(TABLE, chains)
+    return Table(TABLE, chains, sets)
 
 
 def stop_table() -> Table:

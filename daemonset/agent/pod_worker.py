@@ -25,6 +25,7 @@ from daemonset.agent.pods import NetnsNotFound, NetnsResolver, Pod
 from daemonset.agent.status import PodState, PodStatus
 from daemonset.agent.zds_connection import ZtunnelError
 from daemonset.agent.zds_server import ZdsServer
+from ztunnel.kernel.direct_rules import Queueing
 from ztunnel.linux.netns import NamespaceIdentity, NetworkNamespace
 from ztunnel.linux.nftables import subscribe
 from ztunnel.zds.messages import WorkloadInfo
@@ -44,7 +45,8 @@ class Services:
     """What all pods of a node share.
 
     `claims` says whose each namespace is: two pods in one would mean one speaks with the other's
-    identity. `host` is the node's own namespace. `told`: see leaving.
+    identity. `host` is the node's own namespace. `told`: see leaving. `queueing`: see
+    `CaptureOptions`.
     """
 
     server: ZdsServer
@@ -56,6 +58,7 @@ class Services:
     proc: Path
     on_status: Callable[[], None]
     told: Told
+    queueing: Queueing | None = None
     claims: dict[NamespaceIdentity, str] = field(default_factory=dict)
     probes_lock: trio.Lock = field(default_factory=trio.Lock)
     threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(8))
@@ -167,6 +170,7 @@ class PodWorker:
             enrolment.dns,
             enrolment.inbound,
             enrolment.reroute_interfaces,
+            services.queueing,
         )
         served = False
         if self._capture is None:

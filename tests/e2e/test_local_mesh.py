@@ -12,7 +12,7 @@ import pytest
 
 from daemonset.local.processes import RunningProgram, http_get
 from tests.support.mesh_lab import MeshLab, mesh_lab
-from tests.support.requirements import without_sockmap
+from tests.support.requirements import without_direct, without_sockmap
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -154,7 +154,12 @@ def test_every_worker_says_which_kernel_paths_it_uses(mesh: MeshLab) -> None:
         return {s.labels["path"]: s.value for s in samples if s.name == "ztunnel_kernel_path"}
 
     joins = without_sockmap() is None
-    expected = {"splice": 1.0, "sockmap": float(joins), "ktls": 0.0}
+    expected = {
+        "splice": 1.0,
+        "sockmap": float(joins),
+        "ktls": 0.0,
+        "direct": float(without_direct() is None),
+    }
     mesh.wait(lambda: counted() == expected, "the metric of kernel paths")
     _, body = http_get(mesh.mesh.network.nodes["node-1"], "127.0.0.1", 15000, "/config_dump")
     [paths] = json.loads(body)["kernelPaths"].values()  # a mesh on one machine has one worker
@@ -174,7 +179,8 @@ with socket.create_connection((sys.argv[1], 7000), 10) as talk:
 
 
 def test_pods_of_one_node_are_joined_in_the_kernel(tmp_path: Path) -> None:
-    with mesh_lab(tmp_path, nodes=1, pods={"one": 1, "two": 1}) as mesh:
+    relayed = {"ZTUNNEL_DIRECT": "false"}
+    with mesh_lab(tmp_path, nodes=1, pods={"one": 1, "two": 1}, ztunnel=relayed) as mesh:
         mesh.serve("two", echo=7000)
         mesh.enrol()
         mesh.wait(

@@ -17,6 +17,7 @@ from tests.support import pki
 from tests.support.lab import Lab
 from ztunnel import config as configuration
 from ztunnel.config.model import LogFormat
+from ztunnel.kernel.direct_rules import find_queueing
 from ztunnel.mesh.changes import Batch, Resource
 from ztunnel.mesh.service import Service
 from ztunnel.mesh.state import MeshState
@@ -157,7 +158,11 @@ class Proxies:
         return described
 
     def _options(self) -> CaptureOptions:
-        return CaptureOptions(mark=self.context.mark or MARK, dns=self.context.config.dns.enabled)
+        return CaptureOptions(
+            mark=self.context.mark or MARK,
+            dns=self.context.config.dns.enabled,
+            queueing=find_queueing(),
+        )
 
     async def line(self, *parts: str) -> str:
         """The first log line that holds all of `parts`, waiting for it."""

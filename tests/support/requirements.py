@@ -12,6 +12,7 @@ import shutil
 
 import pytest
 
+from ztunnel.kernel.direct_probe import DirectProbeError, probe_direct
 from ztunnel.kernel.sockmap import Sockmap
 from ztunnel.linux import netns
 
@@ -48,6 +49,16 @@ def without_sockmap() -> str | None:
         Sockmap(1).close()
     except OSError as error:
         return f"no sockmap: {error} (run the tests as root, outside of user namespaces)"
+    return None
+
+
+@functools.cache
+def without_direct() -> str | None:
+    """Why connections cannot pass by the proxy here; None when they can."""
+    try:
+        probe_direct()
+    except DirectProbeError as error:
+        return f"no connections past the proxy: {error}"
     return None
 
 

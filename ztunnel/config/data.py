@@ -139,6 +139,12 @@ def read_kernel(reader: Reader) -> KernelConfig:
             "Join two captured pods of this node without a tunnel: same identities and policies, "
             "no encryption. It passes the links where a NetworkPolicy is enforced.",
         ),
+        direct=reader.boolean(
+            "ZTUNNEL_DIRECT",
+            True,
+            "Let connections between pods that are joined pass by the proxy once they are allowed: "
+            "plain TCP from pod to pod, where a probe at start finds that to work.",
+        ),
     )
 
 

@@ -146,13 +146,15 @@ class KernelConfig:
     """How bytes may stay in the kernel.
 
     `sockmap`, `splice` and `ktls` are used where a probe at start finds them to work; `join_pods`
-    spares connections between two captured pods of this node the tunnel.
+    spares connections between two captured pods of this node the tunnel; with `direct` they do
+    without a relay as well, where a probe finds that to work.
     """
 
     sockmap: bool
     splice: bool
     ktls: bool
     join_pods: bool
+    direct: bool
 
 
 @dataclass(frozen=True, slots=True)

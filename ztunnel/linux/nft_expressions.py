@@ -14,6 +14,7 @@ from ztunnel.linux.netlink import attribute, attributes, each_attribute, string_
 _ELEMENT = 1  # NFTA_LIST_ELEM
 _REGISTER = 1
 _PORT_REGISTER = 2
+_LAST_REGISTER = 4
 _FIRST_SMALL_REGISTER = 8  # NFT_REG32_00, the first four bytes of the first register
 
 _EQ, _NEQ, _GTE = 0, 1, 5
@@ -135,6 +136,11 @@ def destination_port(port: int, *, negated: bool = False) -> tuple[Expression, .
     return (_payload(_TRANSPORT, 2, 2), _compare(_operator(negated), struct.pack("!H", port)))
 
 
+def begins_connection() -> tuple[Expression, ...]:
+    """`tcp flags & (fin | syn | rst | ack) == syn`: TCP must have been matched before."""
+    return (_payload(_TRANSPORT, 13, 1), _mask(b"\x17", b"\0"), _compare(_EQ, b"\x02"))
+
+
 def _interface(key: int, name: str, negated: bool) -> tuple[Expression, ...]:
     padded = name.encode().ljust(16, b"\0")
     return (_expression("meta", _1=_REGISTER, _2=key), _compare(_operator(negated), padded))
@@ -189,6 +195,12 @@ def in_set(name: str, kind: int) -> tuple[Expression, ...]:
     return (*family(kind), _payload(_NETWORK, offset, length), _lookup(name))
 
 
+def source_in_set(name: str, kind: int) -> tuple[Expression, ...]:
+    """`ip saddr @name` (`kind` socket.AF_INET) or `ip6 saddr @name` (socket.AF_INET6)."""
+    offset, length = (12, 4) if kind == socket.AF_INET else (8, 16)
+    return (*family(kind), _payload(_NETWORK, offset, length), _lookup(name))
+
+
 def _lookup(name: str, register: int | None = None) -> Expression:
     values = {"_2": _REGISTER, "_5": 0}
     if register is not None:
@@ -215,6 +227,19 @@ def _verdict(code: int, chain: str = "") -> Expression:
 
 def accept() -> Expression:
     return _verdict(_ACCEPT)
+
+
+def queue(number: int, *, native: bool = True) -> Expression:
+    """`queue to number`: user space decides. While nobody listens, the packet is dropped.
+
+    Without `native` it is the NFQUEUE target of xtables, for kernels that were built without
+    nftables' own (NFT_QUEUE).
+    """
+    if not native:
+        info = struct.pack("=H6x", number)  # struct xt_NFQ_info, aligned
+        return Expression("target", ((1, b"NFQUEUE\0"), (2, struct.pack("!I", 0)), (3, info)))
+    values = ((1, number), (2, 1), (3, 0))  # the first queue, how many, flags (no bypass)
+    return Expression("queue", tuple((kind, struct.pack("!H", value)) for kind, value in values))
 
 
 def drop() -> Expression:
@@ -272,6 +297,14 @@ def set_connection_zone(zone: int, *, original_only: bool = False) -> tuple[Expr
     return (_immediate(_REGISTER, struct.pack("=H", zone)), assign)
 
 
+def connection_mark_from_packet() -> tuple[Expression, ...]:
+    """`ct mark set meta mark`, by a register that nothing else uses."""
+    return (
+        _expression("meta", _1=_LAST_REGISTER, _2=_META_MARK),
+        _expression("ct", _2=_CT_MARK, _4=_LAST_REGISTER),
+    )
+
+
 def redirect(port: int) -> tuple[Expression, ...]:
     """`redirect to :port`: this machine (loopback for what it sends itself), another port."""
     return (
@@ -322,6 +355,25 @@ def destination_nat_by_map(name: str, kind: int) -> tuple[Expression, ...]:
         _payload(_NETWORK, offset, length),
         _expression("payload", _1=behind, _2=_TRANSPORT, _3=2, _4=2),
         _lookup(name, _REGISTER),
+        _nat(1, kind, behind),
+    )
+
+
+def destination_nat_by_mark(
+    name: str, kind: int, found: tuple[Expression, ...] = ()
+) -> tuple[Expression, ...]:
+    """`dnat to meta mark map @name`: the packet's mark says where it goes.
+
+    The map goes from "mark" to ("ipv4_addr", "inet_service"), or "ipv6_addr" for socket.AF_INET6; a
+    mark that is not in it is left alone. The protocol must have been matched before. `found` are
+    statements for packets whose mark is in the map.
+    """
+    behind = _FIRST_SMALL_REGISTER + 1 if kind == socket.AF_INET else _PORT_REGISTER
+    return (
+        *family(kind),
+        _expression("meta", _1=_REGISTER, _2=_META_MARK),
+        _lookup(name, _REGISTER),
+        *found,
         _nat(1, kind, behind),
     )
 

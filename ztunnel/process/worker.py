@@ -19,6 +19,8 @@ import trio
 
 from ztunnel.config import Config
 from ztunnel.config.model import ProxyMode, UnknownPolicy
+from ztunnel.kernel.direct_probe import DirectProbeError, probe_direct
+from ztunnel.kernel.paths import NOT_TRIED
 from ztunnel.linux.fds import raise_file_limit
 from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.mesh.changes import Batch, Changes, Resource
@@ -32,10 +34,11 @@ from ztunnel.process.log_flush import LogFlush
 from ztunnel.process.logs import WorkerLogs
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.context import Context
+from ztunnel.proxy.gate import Gatekeeper
 from ztunnel.proxy.gathering import LOOK_EVERY, Business, look_at
 from ztunnel.proxy.pod import PodInfo, PodProxy
 from ztunnel.relay.engine import Engine
-from ztunnel.relay.probe import probe_paths
+from ztunnel.relay.probe import OFF, probe_paths
 from ztunnel.telemetry.counters import Counters
 from ztunnel.telemetry.shipping import Shipper
 from ztunnel.tls.crl import RevocationList
@@ -77,6 +80,7 @@ class Worker:
         self._waiting: dict[str, list[trio.Event]] = {}
         self._complaint = ""  # why the control process cannot be joined, as last said
         self._joined = 0  # number of the channel to the control process
+        self._direct = NOT_TRIED
         self._draining = False
         self._done = trio.Event()
         self._thread = threading.get_ident()
@@ -90,6 +94,7 @@ class Worker:
             engine_nursery.start_soon(self._engine.run)
             engine_nursery.start_soon(self._engine.watch_deadlines)
             engine_nursery.start_soon(self._find_kernel_paths)
+            engine_nursery.start_soon(self._open_gates)
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self._context = Context(
@@ -155,6 +160,8 @@ class Worker:
         if self._draining:
             return
         self._draining = True
+        if self.context.gatekeeper is not None:
+            self.context.gatekeeper.drain()
         for pod in self._pods.values():
             pod.drain()
         self.context.spawn(self._end_when_drained, seconds)
@@ -213,9 +220,32 @@ class Worker:
         self._engine.use_paths(paths)
         self._send(messages.KERNEL_PATHS, self._kernel_paths())
 
+    async def _open_gates(self) -> None:
+        """Tries whether connections between pods of this node can pass by, and lets them. One
+        worker does that for all: both ends of a connection must be known in one place."""
+        if not self._config.kernel.direct:
+            self._direct = OFF
+        elif self._slot != "0":
+            self._direct = "worker 0 sees to it"
+        elif self._config.mode is not ProxyMode.SHARED:
+            self._direct = "there is one pod only"
+        else:
+            try:
+                await trio.to_thread.run_sync(probe_direct)
+            except DirectProbeError as error:
+                self._direct = str(error)
+                log.info("kernel path direct is off: %s", error)
+            else:
+                self._direct = ""
+        if not self._direct and not self._draining:
+            self.context.gatekeeper = Gatekeeper(self.context)
+            self.context.gatekeeper.tick()
+        self._send(messages.KERNEL_PATHS, self._kernel_paths())
+
     def _kernel_paths(self) -> dict[str, str]:
         """Path to "on", or to why it is off."""
-        return {name: reason or "on" for name, reason in self._engine.paths.reasons.items()}
+        reasons = {"direct": self._direct, **self._engine.paths.reasons}
+        return {name: reason or "on" for name, reason in reasons.items()}
 
     def _offer(self, pod: PodProxy) -> None:
         info, sockets = pod.info, pod.sockets()
@@ -439,8 +469,17 @@ class Worker:
                     pod.tick(now)
                 except Exception:  # it must not cost the other pods, nor the worker
                     log.exception("housekeeping of pod %s failed", pod)
+            self._tend_gates()
             self._count()
             self._ship()
+
+    def _tend_gates(self) -> None:
+        keeper = self.context.gatekeeper
+        if keeper is not None:
+            try:
+                keeper.tick()
+            except Exception:  # what it cannot do is captured as ever
+                log.exception("the gates of the pods could not be seen to")
 
     def _count(self) -> None:
         counters, engine = self._counters, self._engine

@@ -29,6 +29,7 @@ from ztunnel.telemetry.peers import PeerTable
 from ztunnel.tls.contexts import ContextCache
 
 if TYPE_CHECKING:
+    from ztunnel.proxy.gate import Gatekeeper
     from ztunnel.proxy.pod import PodProxy
 
 log = logging.getLogger("ztunnel.proxy")
@@ -87,6 +88,7 @@ class Context:
             "ztunnel_handshake_duration_seconds", "outbound", "answer", "ok"
         )
         self.local_pods: dict[tuple[str, str], PodProxy] = {}  # by namespace and name
+        self.gatekeeper: Gatekeeper | None = None  # where this worker has the pods' gates
         self._paths: dict[str, tuple[Cell, Cell]] = {}
         # Whether others listen on the same ports.
         self.has_company = sockets.port_reuse and config.workers > 1

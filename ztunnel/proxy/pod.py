@@ -30,8 +30,8 @@ from ztunnel.proxy.dns import PodDns, make_resolver, search_domains
 from ztunnel.proxy.gathering import ENOUGH, ENOUGH_TUNNELS, Gathered
 from ztunnel.proxy.handshake import shake_hands
 from ztunnel.proxy.inbound import InboundTunnel
-from ztunnel.proxy.join import Joined
 from ztunnel.proxy.listener import Accepted, Listener
+from ztunnel.proxy.neighbour import ToNeighbour
 from ztunnel.proxy.outbound import accept_outbound
 from ztunnel.proxy.plaintext import accept_plaintext
 from ztunnel.proxy.pool import Pool
@@ -455,7 +455,7 @@ class PodProxy:
             if reason is not None and owner.tunnel is not None:
                 self._end_revoked(owner.tunnel, reason, True)
         for connection in self.context.registry.of(self.uid):
-            if isinstance(connection, Joined):
+            if isinstance(connection, ToNeighbour):
                 connection.refuse_revoked(revocations)
 
     def _end_revoked(self, tunnel: Tunnel, reason: str, inbound: bool) -> None:
@@ -523,6 +523,8 @@ class PodProxy:
         for owner in list(self._tunnels):
             if owner.tunnel is not None:
                 owner.tunnel.close(reason)
+        if self.context.gatekeeper is not None:
+            self.context.gatekeeper.leave(self)
         self.sockets_ahead.close()
         if self.namespace is not None:
             self.namespace.close()

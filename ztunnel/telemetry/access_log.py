@@ -10,7 +10,7 @@ bytes_sent went from client to server; inbound, from server to client.
 decision        why the connection went where it went, in words
 verdict         what the policies said, with policy and rule: "allowed by shop/web rule 1"
 closed_by       who ended it first: client, server, or proxy
-path            how its bytes moved: sockmap, ktls, splice, copy, tls
+path            how its bytes moved: direct, sockmap, ktls, splice, copy, tls
 response_flags  why it failed, as in the metrics: DENY, CONNECT, TLS_FAILURE …
 bytes_discarded bytes that one application sent after the other had finished, and which the proxy
                 there did not want: it ended the stream whole (as Envoy does) where ours would

@@ -34,7 +34,7 @@ class ConnectionRecord:
             policy was asked.
         policy: "namespace/name" of the policy that decided, "".
         closed_by: who ended it first: client, server, proxy, "" while it lives.
-        path: how its bytes move: sockmap, ktls, splice, copy, tls.
+        path: how its bytes move: direct, sockmap, ktls, splice, copy, tls.
         flags: why it failed, as in the metric label response_flags.
         error: why it failed, in words; "" where it did not.
         discarded: bytes that one end sent after the other had finished and wanted no more.

@@ -41,9 +41,10 @@ def test_defaults_are_istios() -> None:
 def test_kernel_paths_can_be_switched_off() -> None:
     kernel = read({}).kernel
     assert (kernel.sockmap, kernel.splice, kernel.ktls) == (True, True, False)
-    assert not kernel.join_pods
+    assert (kernel.join_pods, kernel.direct) == (False, True)
     assert read({"ZTUNNEL_KTLS": "true"}).kernel.ktls
     assert read({"ZTUNNEL_JOIN_PODS": "true"}).kernel.join_pods
+    assert not read({"ZTUNNEL_DIRECT": "false"}).kernel.direct
     kernel = read({"ZTUNNEL_SOCKMAP": "false", "ZTUNNEL_SPLICE": "false"}).kernel
     assert (kernel.sockmap, kernel.splice) == (False, False)
 

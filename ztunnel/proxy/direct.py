@@ -1,0 +1,222 @@
+"""Connections between two pods of one node that the kernel carries without any relay.
+
+What is decided, logged, counted and judged again is what a joined connection has (see `neighbour`);
+only the bytes go another way: from socket to socket, so that they cost what they cost without a
+mesh. What happened to them is read from the kernel: its own counts of both sockets, and connection
+tracking, which knows who closed first. To end one, both sockets are aborted.
+"""
+
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+from ztunnel.linux.sockets import SocketAddress
+from ztunnel.linux.tcp_sockets import ESTABLISHED, TIME_WAIT, Tally
+from ztunnel.mesh.changes import Changes
+from ztunnel.mesh.state import MeshState
+from ztunnel.proxy.connection import Connection
+from ztunnel.proxy.neighbour import ToNeighbour
+from ztunnel.relay.flow import ClosedBy, Outcome
+from ztunnel.telemetry.labels import CONNECT
+
+if TYPE_CHECKING:
+    from ztunnel.proxy.gate import Gate
+
+log = logging.getLogger("ztunnel.proxy")
+
+ARRIVAL: Final = 3.0  # seconds within which a first packet must have come through the node
+
+
+class DirectOutbound(Connection):
+    """The side of the pod that connects."""
+
+    __slots__ = ("other",)
+
+    other: "DirectInbound"
+
+    def rejudge(self, state: MeshState, changes: Changes) -> None:
+        """Both sides live and die together."""
+        self.other.rejudge(state, changes)
+
+    def cancel(self, flags: str, reason: str) -> None:
+        """See `Connection`."""
+        self.fail_record(flags, reason)
+
+
+class DirectInbound(ToNeighbour):
+    """The side of the pod that is connected to."""
+
+    __slots__ = ()
+
+    def cancel(self, flags: str, reason: str) -> None:
+        """See `Connection`."""
+        self.fail_record(flags, reason)
+
+
+class DirectFlow:
+    """A connection from the moment its first packet was let go.
+
+    Args:
+        near, far: the gates of both pods.
+        destination: where the client connects to, which may be a service.
+        target: the socket at the other pod.
+        sequence: of the first packet; nobody else can know it.
+        mark: the verdict on that packet.
+
+    Attributes:
+        arrived: the packet has come to the other pod.
+        near_end, far_end: last counts of the client's and of the server's socket, once it is gone.
+    """
+
+    __slots__ = (
+        "_first_gone", "_inbound", "_looked_at", "_outbound", "arrived", "begun", "client",
+        "closed", "destination", "far", "far_end", "from_client", "from_server", "mark", "near",
+        "near_end", "path", "sequence", "target",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        near: "Gate",
+        far: "Gate",
+        client: SocketAddress,
+        destination: SocketAddress,
+        target: SocketAddress,
+        sequence: int,
+        mark: int,
+    ) -> None:
+        self.near = near
+        self.far = far
+        self.client = client
+        self.destination = destination
+        self.target = target
+        self.sequence = sequence
+        self.mark = mark
+        self.begun = time.monotonic()
+        self.arrived = False
+        self.closed = False
+        self.path = "direct"
+        self.from_client = 0
+        self.from_server = 0
+        self.near_end: Tally | None = None
+        self.far_end: Tally | None = None
+        self._looked_at: Tally | None = None
+        self._first_gone = ClosedBy.SERVER
+
+    def belongs_to(self, outbound: DirectOutbound, inbound: DirectInbound) -> None:
+        """Both sides, which are told when it ends."""
+        self._outbound = outbound
+        self._inbound = inbound
+        outbound.other = inbound
+        outbound.running(self)
+        inbound.running(self)
+
+    # ---- what the kernel tells
+
+    def client_ended(self, tally: Tally) -> None:
+        """The client's socket is gone."""
+        self.near_end = tally
+        if self.far_end is None:
+            self._first_gone = ClosedBy.CLIENT
+        if not tally.acknowledged:
+            self._not_connected()
+        elif self.far_end is not None:
+            self._finish(None)
+
+    def server_ended(self, tally: Tally) -> None:
+        """The server's socket is gone."""
+        self.far_end = tally
+        if self.near_end is not None:
+            self._finish(None)
+
+    def look(self) -> None:
+        """Asks the kernel: brings the counts up to date, and finds out about an end that nobody
+        told of. Raises OSError."""
+        if self.near_end is None:
+            near = self.near.sockets.look(self.client, self.destination)
+            if near is not None and near.state != TIME_WAIT:
+                self._looked_at = near
+                self.from_client = max(near.sent, self.from_client)
+                self.from_server = max(near.received, self.from_server)
+                if not self.arrived and time.monotonic() - self.begun > ARRIVAL:
+                    self._astray(near)
+                return
+            if not self.arrived and self._looked_at is None:
+                self._not_connected()
+                return
+        if self.far_end is None:
+            far = self.far.sockets.look(self.target, self.client)
+            if far is not None and far.state != TIME_WAIT:
+                self.from_client = max(far.received, self.from_client)
+                self.from_server = max(far.sent, self.from_server)
+                return
+        self._finish(None)
+
+    def _astray(self, near: Tally) -> None:
+        """The first packet did not come to the other pod: something between the pods holds it
+        back (a NetworkPolicy that lets tunnels pass alone, say), or turns it elsewhere."""
+        self.near.keeper.distrust(self)
+        state = "is answered from elsewhere" if near.state == ESTABLISHED else "does not arrive"
+        reason = f"the first packet to {self.target[0]}:{self.target[1]} of this node {state}"
+        for connection in (self._outbound, self._inbound):
+            connection.record.fail(CONNECT, reason)
+        self.abort(reason)
+
+    # ---- end
+
+    def abort(self, reason: str) -> None:
+        """Resets both sockets."""
+        if self.closed:
+            return
+        self._kill()
+        self._close(Outcome(ClosedBy.PROXY, reason, self.from_client, self.from_server))
+
+    def _kill(self) -> None:
+        for gate, local, remote in (
+            (self.near, self.client, self.destination),
+            (self.far, self.target, self.client),
+        ):
+            try:
+                tally = gate.sockets.look(local, remote)
+                gate.sockets.abort(local, remote)
+            except OSError as error:
+                # It must not live on: tried again until it succeeds.
+                log.error("%s:%d cannot be reset, trying again: %s", *local, error)
+                gate.keeper.condemn(gate, local, remote)
+                continue
+            if tally is not None and gate is self.near:
+                self.from_client = max(tally.sent, self.from_client)
+                self.from_server = max(tally.received, self.from_server)
+
+    def _not_connected(self) -> None:
+        host, port = self.target
+        reason = f"connect to {host}:{port}: refused, without an answer, or given up by the client"
+        self.near.keeper.forget(self)
+        self.closed = True
+        for connection in (self._outbound, self._inbound):
+            connection.flow = None
+            connection.fail_record(CONNECT, reason)
+
+    def _finish(self, error: str | None) -> None:
+        near_told, far_told = self.near_end is not None, self.far_end is not None
+        near, far = self.near_end or self._looked_at, self.far_end
+        if near is not None and far is not None:
+            # A FIN counts as one that came; what was sent and never came does not count.
+            self.from_client = min(near.sent, far.received)
+            self.from_server = min(far.sent, near.received)
+        first, reset = self.near.how_ended(self)
+        if first is None:
+            first = self._first_gone
+            # The kernel does not tell whose socket it was that was closed by a reset of its own.
+            if reset and near_told != far_told:
+                first = ClosedBy.SERVER if near_told else ClosedBy.CLIENT
+        if reset:
+            error = f"{first.value}: Connection reset by peer"
+        self._close(Outcome(first, error, self.from_client, self.from_server))
+
+    def _close(self, outcome: Outcome) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.near.keeper.forget(self)
+        self._outbound.flow_ended(outcome)
+        self._inbound.flow_ended(outcome)
