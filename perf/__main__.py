@@ -16,12 +16,13 @@ from perf.build import BuildError, Tools, build
 from perf.implementations import ALL, Implementation
 from perf.record import RESULTS, Recorder, Result, read
 from perf.report import plots, report
+from perf.same_node import SAME_NODE
 from perf.works import WORKS, Kind, Work
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__)
-    names = [implementation.name for implementation in ALL]
+    names = [implementation.name for implementation in (*ALL, *SAME_NODE)]
     parser.add_argument(
         "--only",
         action="append",
@@ -36,6 +37,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="a work to measure; may be repeated (all): " + ", ".join(w.name for w in WORKS),
     )
+    parser.add_argument(
+        "--same-node", action="store_true", help="two pods of one node, instead of on two"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="alternating rounds (3)")
     parser.add_argument("--seconds", type=float, default=3.0, help="measured, each work (3)")
     parser.add_argument("--warm-up", type=float, default=0.5, help="seconds before it (0.5)")
@@ -47,10 +51,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
-def chosen(only: Sequence[str] | None) -> list[Implementation]:
+def chosen(only: Sequence[str] | None, same_node: bool = False) -> list[Implementation]:
     """What can run here; what was asked for by name and cannot ends the run."""
     found: list[Implementation] = []
-    for implementation in ALL:
+    everything = SAME_NODE if same_node else ALL
+    for implementation in everything if only is None else (*ALL, *SAME_NODE):
         if only is not None and implementation.name not in only:
             continue
         reason = implementation.missing()
@@ -104,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tools = build()
     except BuildError as error:
         sys.exit(str(error))
-    implementations = chosen(options.only)
+    implementations = chosen(options.only, options.same_node)
     works = [work for work in WORKS if options.work is None or work.name in options.work]
     path = options.output / f"{time.strftime('%Y-%m-%d-%H%M%S')}.jsonl"
     settings = {key: getattr(options, key) for key in ("rounds", "seconds", "warm_up")}

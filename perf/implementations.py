@@ -159,11 +159,8 @@ class Ztunnel:
 
     @contextmanager
     def running(self, tools: Tools, folder: Path) -> Iterator[Running]:
-        environment = {"ZTUNNEL_WORKER_THREADS": str(self.workers)}
-        if self.istio:
-            environment[ZTUNNEL_BIN] = os.environ[ZTUNNEL_BIN]
         objects = services_yaml(self.services)
-        with mesh_lab(folder, pods=PODS, objects=objects, ztunnel=environment) as room:
+        with mesh_lab(folder, pods=PODS, objects=objects, ztunnel=self.environment()) as room:
             room.enrol()
             pods = room.mesh.network.pods
             bench = Bench(
@@ -175,6 +172,13 @@ class Ztunnel:
             programs = room.mesh.processes.running
             processes = [programs[ztunnel_name(room.node_of(pod))].process for pod in PODS]
             yield Running(bench, [process.pid for process in processes if process is not None])
+
+    def environment(self) -> dict[str, str]:
+        """How the ztunnels are configured."""
+        environment = {"ZTUNNEL_WORKER_THREADS": str(self.workers)}
+        if self.istio:
+            environment[ZTUNNEL_BIN] = os.environ[ZTUNNEL_BIN]
+        return environment
 
 
 def _bench(room: Lab, tools: Tools) -> Bench:

@@ -12,6 +12,7 @@ from perf.record import Result
 from perf.works import GROWTH, WORKS, Figures, Kind, Work
 
 PEER = "envoy-"
+DIRECT, DIRECT_HERE = "direct", "node-direct"
 
 
 def report(
@@ -37,7 +38,8 @@ def report(
         f"{machine['processors']} processors ({machine['model']}), Linux {machine['kernel']}, "
         f"Python {machine['python']}; {settings['rounds']} alternating rounds of "
         f"{settings['seconds']:g} s. Median (lowest to highest); p50/p99 in µs; *CPU of all "
-        "proxies together*, in seconds per GB of a stream and in µs per message.",
+        "proxies together* (on one node: of the whole machine but for load and application), in "
+        "seconds per GB of a stream and in µs per message.",
         _table(implementations, works, lambda i, w: _cell(w, done.get((i.name, w.name), []))),
     ]
     tails = [work for work in works if any(_latency(done, i, work) for i in implementations)]
@@ -54,7 +56,7 @@ def report(
         )
     compared = [i for i in implementations if _peer(i, implementations) is not None]
     if compared:
-        sections.append("Ratios to the Envoy pair of as many workers: rate, *CPU* (less is better)")
+        sections.append("Ratios to Envoy with as many workers: rate, *CPU* (less is better)")
         sections.append(
             _table(
                 compared,
@@ -62,6 +64,19 @@ def report(
                 lambda i, w: _ratio(
                     done.get((i.name, w.name), []),
                     done.get((str(_peer(i, implementations)), w.name), []),
+                ),
+            )
+        )
+    measure = next((i for i in implementations if i.name in (DIRECT, DIRECT_HERE)), None)
+    others = [i for i in implementations if i is not measure]
+    if measure is not None and others:
+        sections.append("Ratios to direct: rate, p50 (less is better)")
+        sections.append(
+            _table(
+                others,
+                [work for work in works if work.kind is not Kind.IDLE],
+                lambda i, w: _to_direct(
+                    done.get((i.name, w.name), []), done.get((measure.name, w.name), [])
                 ),
             )
         )
@@ -149,7 +164,8 @@ def _p99(runs: Sequence[Figures]) -> float | None:
 
 def _peer(one: Implementation, everyone: Iterable[Implementation]) -> str | None:
     """The Envoy pair that has as many workers, by the number at the end of its name."""
-    wanted = PEER + one.name.rpartition("-")[2]
+    node = "node-" if one.name.startswith("node-") else ""
+    wanted = node + PEER + one.name.rpartition("-")[2]
     if one.name == wanted:
         return None
     return next((other.name for other in everyone if other.name == wanted), None)
@@ -200,6 +216,17 @@ def _ratio(ours: list[Figures], theirs: list[Figures]) -> str:
     their_cpu = [run.cpu for run in theirs if run.cpu]
     if our_cpu and their_cpu:
         parts.append(f"*{statistics.median(our_cpu) / statistics.median(their_cpu):.2f}*")
+    return " · ".join(parts)
+
+
+def _to_direct(ours: list[Figures], direct: list[Figures]) -> str:
+    rate, best = _rate(ours), _rate(direct)
+    if rate is None or not best:
+        return "–"
+    parts = [f"{rate / best:.2f}"]
+    ours_p50, best_p50 = _p50(ours), _p50(direct)
+    if ours_p50 is not None and best_p50:
+        parts.append(f"p50 {ours_p50 / best_p50:.2f}")
     return " · ".join(parts)
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from perf.bench import count_whole_machine
 from perf.implementations import ALL, Direct, EnvoyPair
 from perf.record import Recorder, Result, read
 from perf.report import report
+from perf.same_node import SAME_NODE
 from perf.works import WORKS, Figures, Kind, Work
 
 BY_NAME = {work.name: work for work in WORKS}
@@ -54,7 +56,31 @@ def test_idle_memory_is_that_of_the_second_half() -> None:
 
 def test_names_are_told_apart() -> None:
     assert len({work.name for work in WORKS}) == len(WORKS)
-    assert len({one.name for one in ALL}) == len(ALL)
+    everything = (*ALL, *SAME_NODE)
+    assert len({one.name for one in everything}) == len(everything)
+
+
+def test_on_one_node_the_kernels_threads_count_and_the_load_does_not() -> None:
+    report = printed(own_cpu_s=0.5, machine_cpu_s=3.0)
+    report["processes"] = [{"pid": 1, "cpu_s": 0.25}, {"pid": 2, "cpu_s": 1.0}]
+    count_whole_machine(report, 2)
+    assert report["processes_cpu_s"] == 1.5
+    assert report["processes"] == [{"pid": 1, "cpu_s": 0.25}]
+
+
+def test_implementations_on_one_node_are_compared_there() -> None:
+    head = {
+        "machine": {"processors": 2, "model": "x", "kernel": "6", "python": "3"},
+        "settings": {"rounds": 1, "seconds": 1},
+    }
+    done = [
+        Result("node-direct", "ping-1", 1, Figures(200.0, None, 10.0, 20.0, 0)),
+        Result("node-envoy-1", "ping-1", 1, Figures(100.0, 8.0, 30.0, 40.0, 0)),
+        Result("node-ztunnel-1", "ping-1", 1, Figures(190.0, 2.0, 11.0, 22.0, 0)),
+    ]
+    text = report(head, SAME_NODE[:3], [BY_NAME["ping-1"]], done)
+    assert "1.90 · *0.25*" in text  # to Envoy
+    assert "0.95 · p50 1.10" in text  # to direct
 
 
 def test_results_come_back_from_their_file(tmp_path: Path) -> None:

@@ -25,6 +25,11 @@ _UNLIMITED: Json = {
     ]
 }
 
+_ORIGINAL_DESTINATION: Json = {
+    "name": "original_dst",
+    "typed_config": {"@type": f"{_TYPE}.filters.listener.original_dst.v3.OriginalDst"},
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Http2Options:
@@ -171,14 +176,7 @@ def client(options: ClientOptions) -> Json:
             {
                 "name": "capture",
                 "address": _address("0.0.0.0", options.capture_port),
-                "listener_filters": [
-                    {
-                        "name": "original_dst",
-                        "typed_config": {
-                            "@type": f"{_TYPE}.filters.listener.original_dst.v3.OriginalDst"
-                        },
-                    }
-                ],
+                "listener_filters": [_ORIGINAL_DESTINATION],
                 "filter_chains": [_tcp_proxy("captured", authority, options.access_log)],
             }
         )
@@ -188,22 +186,46 @@ def client(options: ClientOptions) -> Json:
                 "type": "ORIGINAL_DST",
                 "lb_policy": "CLUSTER_PROVIDED",
                 "original_dst_lb_config": {"upstream_port_override": HBONE_PORT},
-                "upstream_bind_config": {
-                    "source_address": {"address": "0.0.0.0", "port_value": 0},
-                    "socket_options": [
-                        {
-                            "description": "SO_MARK",
-                            "level": 1,
-                            "name": 36,
-                            "int_value": options.mark,
-                            "state": "STATE_PREBIND",
-                        }
-                    ],
-                },
+                "upstream_bind_config": _bound_with(options.mark),
                 **_tunnel_cluster(options),
             }
         )
     return {"static_resources": {"listeners": listeners, "clusters": clusters}}
+
+
+def plain(capture_port: int, mark: int, *, access_log: bool = False) -> Json:
+    """A TCP proxy and no more: connections that were redirected to `capture_port` go on to where
+    they were going."""
+    listener = {
+        "name": "capture",
+        "address": _address("0.0.0.0", capture_port),
+        "listener_filters": [_ORIGINAL_DESTINATION],
+        "filter_chains": [_tcp_proxy("captured", "", access_log)],
+    }
+    cluster = {
+        "name": "captured",
+        "type": "ORIGINAL_DST",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "connect_timeout": "5s",
+        "circuit_breakers": _UNLIMITED,
+        "upstream_bind_config": _bound_with(mark),
+    }
+    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+
+
+def _bound_with(mark: int) -> Json:
+    return {
+        "source_address": {"address": "0.0.0.0", "port_value": 0},
+        "socket_options": [
+            {
+                "description": "SO_MARK",
+                "level": 1,
+                "name": 36,
+                "int_value": mark,
+                "state": "STATE_PREBIND",
+            }
+        ],
+    }
 
 
 def _address(address: str, port: int) -> Json:
@@ -218,13 +240,14 @@ def _access_log(wanted: bool) -> list[Json]:
 
 
 def _tcp_proxy(cluster: str, authority: str, access_log: bool) -> Json:
-    proxy = {
+    proxy: Json = {
         "@type": f"{_TYPE}.filters.network.tcp_proxy.v3.TcpProxy",
         "stat_prefix": cluster,
         "cluster": cluster,
-        "tunneling_config": {"hostname": authority},
         "access_log": _access_log(access_log),
     }
+    if authority:
+        proxy["tunneling_config"] = {"hostname": authority}
     return {"filters": [{"name": "tcp", "typed_config": proxy}]}
 
 
