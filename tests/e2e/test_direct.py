@@ -178,8 +178,12 @@ def test_a_pod_that_leaves_leaves_nothing_behind(mesh: MeshLab) -> None:
     assert exchange(talk, b"hello") == b"hello"
     mesh.release()
     assert is_cut(talk)
-    for pod in ("client", "server", "other"):
+
+    def without_rules(pod: str) -> bool:
         with Nftables(network(mesh, pod)) as nftables:
-            assert direct_rules.TABLE not in nftables.table_names()
+            return direct_rules.TABLE not in nftables.table_names()
+
+    for pod in ("client", "server", "other"):
+        mesh.wait(lambda pod=pod: without_rules(pod), f"{pod} is as it was found")  # type: ignore[misc]
     plain = connect(mesh, "client", (mesh.ip("server"), PORT))
     assert exchange(plain, b"hello") == b"hello"

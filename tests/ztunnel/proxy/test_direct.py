@@ -69,7 +69,7 @@ async def gated_pair(*, ipv6: bool = False) -> AsyncIterator[Pair]:
 
             nursery.start_soon(tick)
             nursery.start_soon(serve_echo, listen(room.pod("server").network, ECHO))
-            await trio.lowlevel.checkpoint()
+            keeper.tick()
             made = Pair(room, mesh, client, server)
             yield made
             made.close()
@@ -212,8 +212,10 @@ async def test_over_ipv6() -> None:
         with server:
             for version in (6, 4):
                 stream = await pair.dial(7001, pair.room.ip("server", version))
+                server.settimeout(10)
                 accepted, _ = await trio.to_thread.run_sync(server.accept)
                 with accepted:
+                    accepted.settimeout(10)
                     await stream.send_all(b"hello")
                     assert accepted.recv(5) == b"hello"
                     assert straight(pair) == 1
