@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from daemonset.agent.enrolment import DEFAULT_SELECTORS, EnrolmentOptions, parse_selectors
-from daemonset.cluster.names import AGENT, CONTROL_PLANE, ZTUNNEL
+from daemonset.cluster.names import AGENT, CONTROL_PLANE, PART_OF, US, ZTUNNEL
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.kube.client import Json
 
@@ -35,13 +35,14 @@ class Installation:
 def find_installation(
     namespace: str, daemon_sets: Iterable[Json], deployments: Iterable[Json]
 ) -> Installation:
-    """Our parts, with the settings that they were given.
+    """Our parts, with the settings that they were given. Others have the same names: ztunnel is
+    also Istio's, so that the label counts.
 
     Raises:
         SelectorError: the agent was given selectors that cannot be read.
     """
-    sets = {_name(item): item for item in daemon_sets if _namespace(item) == namespace}
-    planes = {_name(item): item for item in deployments if _namespace(item) == namespace}
+    sets = {_name(item): item for item in daemon_sets if _is_ours(item, namespace)}
+    planes = {_name(item): item for item in deployments if _is_ours(item, namespace)}
     agent, control_plane = sets.get(AGENT), planes.get(CONTROL_PLANE)
     return Installation(
         namespace,
@@ -57,8 +58,9 @@ def _name(item: Json) -> str:
     return str(item["metadata"]["name"])
 
 
-def _namespace(item: Json) -> str:
-    return str(item["metadata"].get("namespace", ""))
+def _is_ours(item: Json, namespace: str) -> bool:
+    meta = item["metadata"]
+    return meta.get("namespace") == namespace and (meta.get("labels") or {}).get(PART_OF) == US
 
 
 def _options(owner: Json | None) -> Mapping[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -73,7 +74,8 @@ def namespace_labels(survey: Survey) -> Mapping[str, Mapping[str, str]]:
     }
 
 
-def members(survey: Survey) -> list[Member]:
+@functools.lru_cache(maxsize=1)  # every check asks
+def members(survey: Survey) -> tuple[Member, ...]:
     """All pods that can be read, in the order of their names."""
     labels = namespace_labels(survey)
     troubles = {
@@ -109,7 +111,7 @@ def members(survey: Survey) -> list[Member]:
                 troubles.get(f"{meta.namespace}/{meta.name}"),
             )
         )
-    return sorted(found, key=str)
+    return tuple(sorted(found, key=str))
 
 
 def node_views(survey: Survey) -> list[NodeView]:

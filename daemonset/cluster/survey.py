@@ -66,9 +66,9 @@ class Access:
         return f"{self.verb} {kind}{f' {self.name}' if self.name else ''}{where}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Survey:
-    """One look at a cluster.
+    """One look at a cluster; equal only to itself, so that what it comes to can be remembered.
 
     Attributes:
         version: what the API server says of itself at /version.

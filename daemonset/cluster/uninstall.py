@@ -16,7 +16,7 @@ from daemonset.agent.owners import mounts_of_an_agent
 from daemonset.agent.pod_notes import REDIRECTION
 from daemonset.agent.report import WITHDRAW
 from daemonset.cluster.listing import list_all
-from daemonset.cluster.names import AGENT, PART_OF, US, ZDS_FOLDER
+from daemonset.cluster.names import AGENT, CONTROL_PLANE, PART_OF, US, ZDS_FOLDER, ZTUNNEL
 from daemonset.cluster.removal import (
     KINDS_OF_OURS,
     NAMESPACES,
@@ -130,8 +130,12 @@ class Uninstall:
                 " agent could not end in peace, captured pods stay captured until they are deleted"
             )
         await self._clear_annotations()
+        installation = self._survey.installation
+        ours = {AGENT: installation.agent, ZTUNNEL: installation.ztunnel,
+                CONTROL_PLANE: installation.control_plane}  # fmt: skip
         for plural, name in WORKLOADS:
-            await self._delete_workload(plural, name)
+            if ours[name] is not None:
+                await self._delete_workload(plural, name)
         async for one in list_doomed(self._client, self._namespace, self._root):
             await self._delete(one.path, one.words)
         await self._delete_namespace()

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 from cryptography import x509
 
+from daemonset.agent.report import WITHDRAW
 from daemonset.cluster.members import (
+    Member,
     image_version,
     is_ready,
     last_words,
@@ -27,6 +29,7 @@ _ENFORCE = "pod-security.kubernetes.io/enforce"
 _PRIORITY = "system-node-critical"
 _SOON_DAYS = 30
 _MODES = ("ambient", "none")
+_SOME = 5
 
 
 def check_system(survey: Survey, findings: Findings) -> None:
@@ -34,6 +37,7 @@ def check_system(survey: Survey, findings: Findings) -> None:
     _pod_security(survey, findings)
     _quota(survey, findings)
     if survey.installation.is_there:
+        _withdrawal(survey, findings)
         _control_plane(survey, findings)
         _roots(survey, findings)
     _modes(survey, findings)
@@ -87,6 +91,19 @@ def _quota(survey: Survey, findings: Findings) -> None:
         "that neither node agent nor ztunnel starts.",
         "Use the overlay for GKE, which has one.",
     )
+
+
+def _withdrawal(survey: Survey, findings: Findings) -> None:
+    """An uninstallation that has begun and is not over."""
+    namespace = survey.installation.namespace
+    if namespace_labels(survey).get(namespace, {}).get(WITHDRAW):
+        findings.error(
+            ObjectKey("Namespace", "", namespace),
+            f"metadata.labels[{WITHDRAW}]",
+            "Withdrawn",
+            "has the node agents leave their nodes: no pod is in the mesh, or will be.",
+            "`ambient uninstall` goes on with it, `ambient uninstall --cancel` takes it back.",
+        )
 
 
 def _control_plane(survey: Survey, findings: Findings) -> None:
@@ -181,35 +198,46 @@ def _modes(survey: Survey, findings: Findings) -> None:
 
 
 def _not_captured(survey: Survey, findings: Findings) -> None:
-    """Pods that their namespace puts into the mesh and that are not in it."""
+    """Pods that their namespace puts into the mesh and that are not in it: one finding for all
+    of a namespace with one reason."""
     labels = namespace_labels(survey)
+    waiting: dict[tuple[str, str], list[Member]] = {}
+    out: dict[tuple[str, str], list[Member]] = {}
     for member in members(survey):
         meta = member.pod.meta
+        group = (meta.namespace, member.enrolment.reason)
         if not member.running:
             continue
-        key = meta.key
         if member.enrolment.enrolled:
-            if (
-                survey.installation.agent is not None
-                and not member.captured
-                and member.trouble is None
-            ):
-                findings.warning(
-                    key,
-                    "metadata.annotations",
-                    "NotCaptured",
-                    f"is to be in the mesh ({member.enrolment.reason}) and no node agent has "
-                    "captured it (yet).",
-                    f"See the log of the agent on {member.pod.node or 'its node'}.",
-                )
+            known = member.captured or member.trouble is not None
+            if survey.installation.agent is not None and not known:
+                waiting.setdefault(group, []).append(member)
         elif (
             labels.get(meta.namespace, {}).get(DATAPLANE_MODE) == "ambient"
             and meta.labels.get(DATAPLANE_MODE) != "none"
         ):
-            findings.add(
-                Severity.INFO,
-                key,
-                "",
-                "LeftOut",
-                f"is not in the mesh although its namespace is: {member.enrolment.reason}.",
-            )
+            out.setdefault(group, []).append(member)
+    for (_, reason), some in waiting.items():
+        findings.warning(
+            some[0].pod.meta.key,
+            "metadata.annotations",
+            "NotCaptured",
+            f"{_and_others(some)}is to be in the mesh ({reason}) and no node agent has captured it"
+            " (yet).",
+            f"See the log of the agent on {some[0].pod.node or 'its node'}.",
+        )
+    for (_, reason), some in out.items():
+        findings.add(
+            Severity.INFO,
+            some[0].pod.meta.key,
+            "",
+            "LeftOut",
+            f"{_and_others(some)}is not in the mesh although its namespace is: {reason}.",
+        )
+
+
+def _and_others(some: list[Member]) -> str:
+    if len(some) == 1:
+        return ""
+    names = ", ".join(one.pod.meta.name for one in some[1:_SOME])
+    return f"(like {len(some) - 1} more: {names}{', …' if len(some) > _SOME else ''}) "

@@ -225,12 +225,23 @@ def test_who_is_not_in_the_mesh_is_said() -> None:
     text = HEALTHY + pods("late") + pods("side", **{"sidecar.istio.io/status": "{}"})
     found = survey(text, installed=True)
     assert finding(found, "NotCaptured").object.name == "late"
+    many = finding(survey(text + pods("later", "last"), installed=True), "NotCaptured")
+    assert (many.object.name, "(like 2 more: late, later)" in many.message) == ("last", True)
     assert "it has a sidecar" in finding(found, "LeftOut").message
 
 
 def test_a_control_plane_that_does_not_serve() -> None:
     text = node("n1") + our_pod("ambient-agent", "n1", FINE) + our_pod("ztunnel", "n1")
     assert "NoControlPlane" in reasons(survey(text, installed=True))
+
+
+def test_an_uninstallation_that_was_stopped_is_told_of() -> None:
+    one = survey(HEALTHY, installed=True)
+    [system] = [item for item in one.all("namespaces")
+                if item["metadata"]["name"] == "ambient-system"]  # fmt: skip
+    assert "Withdrawn" not in reasons(one)
+    system["metadata"]["labels"]["ambientd/withdraw"] = "now"
+    assert "--cancel" in finding(one, "Withdrawn").advice
 
 
 def test_gke_wants_a_quota() -> None:

@@ -32,6 +32,12 @@ def test_nothing_elsewhere() -> None:
     assert not find_installation("other", of_kind("DaemonSet"), of_kind("Deployment")).is_there
 
 
+def test_ztunnel_is_istios_where_the_label_is_not_ours() -> None:
+    [theirs] = [item for item in of_kind("DaemonSet") if item["metadata"]["name"] == "ztunnel"]
+    theirs["metadata"]["labels"] = {"app.kubernetes.io/part-of": "istio"}
+    assert not find_installation(SYSTEM, [theirs], []).is_there
+
+
 def test_settings_are_those_that_were_given() -> None:
     sets, planes = of_kind("DaemonSet"), of_kind("Deployment")
     for item in sets:
