@@ -6,9 +6,14 @@ import struct
 
 import trio
 
-from ztunnel.linux.netns import NetworkNamespace
+from ztunnel.linux.netns import NetworkNamespace, sysctl
 
 Stream = trio.SocketStream
+
+
+def buffers_of_a_pair() -> int:
+    """Bytes that the two sockets of one direction may hold at most, as the kernel adapts them."""
+    return sum(int(sysctl(f"net.ipv4.tcp_{way}mem").split()[2]) for way in "rw")
 
 
 async def connect(

@@ -72,15 +72,16 @@ class Crowd:
         sock.close()
 
 
+@pytest.mark.timeout(1200)  # seconds; a machine that has more to do takes its time
 def test_after_ten_thousand_connections_descriptors_and_memory_are_back(lab: FaultLab) -> None:
     processes = [lab.near.control, *lab.near.workers, lab.far.control, *lab.far.workers]
     with echo(lab.mesh, "server", 7000):
         crowd = Crowd(lab.mesh, "client", lab.server)
-        crowd.run(1500, 50, 60)  # until then, tables and pools of memory grow to their size
+        crowd.run(1500, 50, 150)  # until then, tables and pools of memory grow to their size
         lab.mesh.wait(lambda: _is_quiet(lab), "all have ended")
         descriptors = {pid: open_descriptors(pid) for pid in processes}
         memory = {pid: resident_kib(pid) for pid in processes}
-        crowd.run(8500, 50, 120)
+        crowd.run(8500, 50, 850)
         assert not crowd.problems
         lab.mesh.wait(lambda: _is_quiet(lab), "all have ended")
         lab.mesh.wait(
@@ -122,7 +123,7 @@ def test_of_a_thousand_connections_at_once_none_has_to_repeat_its_syn(lab: Fault
     with echo(lab.mesh, "server", 7000) as server:
         crowd = Crowd(lab.mesh, "client", lab.server)
         before = {pod: _tcp_counters(lab.mesh, pod) for pod in ("client", "server")}
-        crowd.run(1000, 1000, 60)
+        crowd.run(1000, 1000, 120)
         assert not crowd.problems
         assert server.accepted == 1000
         for pod, counted in before.items():

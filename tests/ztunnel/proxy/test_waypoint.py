@@ -357,6 +357,7 @@ async def accept_and_cut(flow: Flow) -> None:
     await flow.write(b"HTTP/1.1 400 Bad Request\r\n\r\n", end=True)
 
 
+@pytest.mark.parametrize("handshake_timeout", ["2s"])
 @pytest.mark.parametrize(
     ("gateway", "words"),
     [
