@@ -31,6 +31,7 @@ HOT = (
     "ztunnel/mesh/authorize.py",
     "ztunnel/mesh/connection.py",
     "ztunnel/mesh/load_balance.py",
+    "ztunnel/mesh/selection.py",
     "ztunnel/mesh/outbound.py",
     "ztunnel/mesh/policy_index.py",
     "ztunnel/mesh/policy_match.py",

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from ztunnel.mesh.address import ip_bits, is_ipv6
+from ztunnel.mesh.selection import Selection
 from ztunnel.mesh.service import CidrVip, Service
 from ztunnel.mesh.workload import Placement, Workload
-
-if TYPE_CHECKING:
-    from ztunnel.mesh.load_balance import Selection
 
 SelectionKey = tuple[int, bool, str | Placement]
 

@@ -1,18 +1,43 @@
 """What the admin server tells of the control process."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from ztunnel.config import Config
 from ztunnel.mesh.service import Service
+from ztunnel.mesh.state import MeshState
+from ztunnel.process.certificate_desk import CertificateDesk
+from ztunnel.process.local_mesh import LocalMesh
+from ztunnel.process.worker_link import WorkerLink
 from ztunnel.telemetry.admin import AdminSources, PodState
 from ztunnel.telemetry.certificate_dump import certificates
+from ztunnel.telemetry.log_filter import LogFilter
+from ztunnel.zds.client import ZdsClient
 from ztunnel.zds.messages import WorkloadInfo
 
-if TYPE_CHECKING:
-    from ztunnel.process.control import Control
+
+class Administered(Protocol):
+    """The control process, as far as the admin server looks into it."""
+
+    config: Config
+    state: MeshState
+    certificates: CertificateDesk
+    zds: ZdsClient
+    local: LocalMesh
+    workers: dict[int, WorkerLink]
+    log_filter: LogFilter
+
+    async def connections(self) -> list[dict[str, Any]]:
+        """Live connections of all workers."""
+
+    def set_log_filter(self, chosen: LogFilter) -> None:
+        """Changes what is logged."""
+
+    def request_shutdown(self) -> None:
+        """Ends the whole ztunnel in order."""
 
 
-def admin_sources(control: "Control") -> AdminSources:
+def admin_sources(control: Administered) -> AdminSources:
     """The admin server's view of the process."""
 
     def services() -> Iterable[Service]:
