@@ -96,7 +96,7 @@ def _belonging(
     """A pod belongs to the mesh while it is wanted there, and until it has left it."""
 
     def belongs(pod: Pod) -> bool:
-        if is_captured(pod):
+        if is_captured(pod.meta):
             return True
         if captured is not None and (pod.meta.namespace, pod.meta.name) in captured:
             return True

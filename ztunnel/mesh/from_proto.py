@@ -106,8 +106,8 @@ _IP_FAMILIES: Mapping[int, IPFamilies] = {
     pb.IPFamilies.DUAL: IPFamilies.DUAL,
 }
 _VISIBILITIES: Mapping[int, Visibility] = {
-    pb.Visibility.PUBLIC: Visibility.PUBLIC,
-    pb.Visibility.NAMESPACE: Visibility.NAMESPACE,
+    pb.Service.Visibility.PUBLIC: Visibility.PUBLIC,
+    pb.Service.Visibility.NAMESPACE: Visibility.NAMESPACE,
 }
 
 
@@ -219,7 +219,7 @@ def service_from_proto(raw: bytes | pb.Service) -> Service:
             subject_alt_names=_identities(message),
             waypoint=_waypoint(message),
             weighted_waypoints=tuple(
-                WeightedWaypoint(_gateway("weighted_waypoints", entry.waypoint), entry.weight)
+                WeightedWaypoint(_gateway("weighted_waypoints", entry.destination), entry.weight)
                 for entry in message.weighted_waypoints
             ),
             load_balancing=LoadBalancing(

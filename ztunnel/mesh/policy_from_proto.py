@@ -105,6 +105,9 @@ def _clause(where: str, rules: pb.Rules) -> Clause:
 
 def _match(where: str, match: pb.Match) -> Match:
     _complete(where, match)
+    if match.extensions:
+        names = ", ".join(extension.name for extension in match.extensions)
+        raise _Unreadable(f"{where}.extensions: {names} is not known to this version")
     return Match(
         namespaces=_texts(f"{where}.namespaces", match.namespaces),
         not_namespaces=_texts(f"{where}.not_namespaces", match.not_namespaces),

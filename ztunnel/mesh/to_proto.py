@@ -114,7 +114,7 @@ def service_to_proto(service: Service) -> pb.Service:
         ports=_ports(service.ports),
         subject_alt_names=[identity.uri for identity in service.subject_alt_names],
         weighted_waypoints=[
-            pb.WeightedWaypoint(waypoint=_gateway(entry.waypoint), weight=entry.weight)
+            pb.WeightedWaypoint(destination=_gateway(entry.waypoint), weight=entry.weight)
             for entry in service.weighted_waypoints
         ],
         load_balancing=pb.LoadBalancing(

@@ -9,11 +9,6 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class Visibility(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    PUBLIC: _ClassVar[Visibility]
-    NAMESPACE: _ClassVar[Visibility]
-
 class IPFamilies(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     AUTOMATIC: _ClassVar[IPFamilies]
@@ -44,16 +39,14 @@ class AppProtocol(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     HTTP11: _ClassVar[AppProtocol]
     HTTP2: _ClassVar[AppProtocol]
     GRPC: _ClassVar[AppProtocol]
-    TLS: _ClassVar[AppProtocol]
     TCP: _ClassVar[AppProtocol]
+    TLS: _ClassVar[AppProtocol]
 
 class TunnelProtocol(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     NONE: _ClassVar[TunnelProtocol]
     HBONE: _ClassVar[TunnelProtocol]
     LEGACY_ISTIO_MTLS: _ClassVar[TunnelProtocol]
-PUBLIC: Visibility
-NAMESPACE: Visibility
 AUTOMATIC: IPFamilies
 IPV4_ONLY: IPFamilies
 IPV6_ONLY: IPFamilies
@@ -70,8 +63,8 @@ UNKNOWN: AppProtocol
 HTTP11: AppProtocol
 HTTP2: AppProtocol
 GRPC: AppProtocol
-TLS: AppProtocol
 TCP: AppProtocol
+TLS: AppProtocol
 NONE: TunnelProtocol
 HBONE: TunnelProtocol
 LEGACY_ISTIO_MTLS: TunnelProtocol
@@ -86,6 +79,12 @@ class Address(_message.Message):
 
 class Service(_message.Message):
     __slots__ = ("name", "namespace", "hostname", "addresses", "ports", "subject_alt_names", "waypoint", "load_balancing", "ip_families", "extensions", "canonical", "ingress_use_waypoint", "weighted_waypoints", "visibility")
+    class Visibility(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        PUBLIC: _ClassVar[Service.Visibility]
+        NAMESPACE: _ClassVar[Service.Visibility]
+    PUBLIC: Service.Visibility
+    NAMESPACE: Service.Visibility
     NAME_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
@@ -113,16 +112,16 @@ class Service(_message.Message):
     canonical: bool
     ingress_use_waypoint: bool
     weighted_waypoints: _containers.RepeatedCompositeFieldContainer[WeightedWaypoint]
-    visibility: Visibility
-    def __init__(self, name: _Optional[str] = ..., namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., addresses: _Optional[_Iterable[_Union[NetworkAddress, _Mapping]]] = ..., ports: _Optional[_Iterable[_Union[Port, _Mapping]]] = ..., subject_alt_names: _Optional[_Iterable[str]] = ..., waypoint: _Optional[_Union[GatewayAddress, _Mapping]] = ..., load_balancing: _Optional[_Union[LoadBalancing, _Mapping]] = ..., ip_families: _Optional[_Union[IPFamilies, str]] = ..., extensions: _Optional[_Iterable[_Union[Extension, _Mapping]]] = ..., canonical: _Optional[bool] = ..., ingress_use_waypoint: _Optional[bool] = ..., weighted_waypoints: _Optional[_Iterable[_Union[WeightedWaypoint, _Mapping]]] = ..., visibility: _Optional[_Union[Visibility, str]] = ...) -> None: ...
+    visibility: Service.Visibility
+    def __init__(self, name: _Optional[str] = ..., namespace: _Optional[str] = ..., hostname: _Optional[str] = ..., addresses: _Optional[_Iterable[_Union[NetworkAddress, _Mapping]]] = ..., ports: _Optional[_Iterable[_Union[Port, _Mapping]]] = ..., subject_alt_names: _Optional[_Iterable[str]] = ..., waypoint: _Optional[_Union[GatewayAddress, _Mapping]] = ..., load_balancing: _Optional[_Union[LoadBalancing, _Mapping]] = ..., ip_families: _Optional[_Union[IPFamilies, str]] = ..., extensions: _Optional[_Iterable[_Union[Extension, _Mapping]]] = ..., canonical: _Optional[bool] = ..., ingress_use_waypoint: _Optional[bool] = ..., weighted_waypoints: _Optional[_Iterable[_Union[WeightedWaypoint, _Mapping]]] = ..., visibility: _Optional[_Union[Service.Visibility, str]] = ...) -> None: ...
 
 class WeightedWaypoint(_message.Message):
-    __slots__ = ("waypoint", "weight")
-    WAYPOINT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("destination", "weight")
+    DESTINATION_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
-    waypoint: GatewayAddress
+    destination: GatewayAddress
     weight: int
-    def __init__(self, waypoint: _Optional[_Union[GatewayAddress, _Mapping]] = ..., weight: _Optional[int] = ...) -> None: ...
+    def __init__(self, destination: _Optional[_Union[GatewayAddress, _Mapping]] = ..., weight: _Optional[int] = ...) -> None: ...
 
 class LoadBalancing(_message.Message):
     __slots__ = ("routing_preference", "mode", "health_policy")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from daemonset.control_plane.objects.endpoint_slice import EndpointSlice
-from daemonset.control_plane.objects.meta import ObjectKey
+from daemonset.control_plane.objects.meta import ObjectKey, ObjectMeta
 from daemonset.control_plane.objects.pod import Pod
 from daemonset.control_plane.objects.workload_entry import WorkloadEntry
 from daemonset.control_plane.translation.service_info import MeshPort, ServiceInfo
@@ -35,21 +35,23 @@ def selectable_pod(pod: Pod) -> Selectable:
 
 
 def selectable_entry(entry: WorkloadEntry) -> Selectable:
-    # The labels of the spec are the workload's; those of the object serve where it has none.
-    labels = entry.spec.labels or entry.meta.labels
-    return Selectable(entry.meta.key, labels, entry.spec.ports)
+    return Selectable(entry.meta.key, entry_meta(entry).labels, entry.spec.ports)
 
 
-def target_of(port: MeshPort, named: Mapping[str, int], *, is_pod: bool) -> int | None:
-    """The port of a workload behind a service's port; None where it has none of that name."""
+def entry_meta(entry: WorkloadEntry) -> ObjectMeta:
+    """With the labels of the spec and of the object; where both have one, the object's counts."""
+    if not entry.spec.labels:
+        return entry.meta
+    return replace(entry.meta, labels={**entry.spec.labels, **entry.meta.labels})
+
+
+def target_of(port: MeshPort, named: Mapping[str, int], *, by_name: bool) -> int | None:
+    """The port of a workload behind a service's port; None where it has none of that name.
+    ``by_name``: a port of the workload that is called as the service's comes first."""
     if isinstance(port.target, str):
         return named.get(port.target)
-    if not is_pod:
-        # The ports of an entry override by the service port's name.
-        return named.get(port.name) or port.target or port.number
-    if port.target is not None:
-        return port.target
-    return named.get(port.name) or port.number
+    found = named.get(port.name) if by_name and port.name else None
+    return found or port.target or port.number
 
 
 def ports_of(
@@ -57,7 +59,8 @@ def ports_of(
 ) -> tuple[PortPair, ...]:
     pairs: list[PortPair] = []
     for port in service.ports:
-        target = target_of(port, named, is_pod=is_pod)
+        by_name = not is_pod or service.meta.kind != "Service"
+        target = target_of(port, named, by_name=by_name)
         if target is not None:
             pairs.append((port.number, target))
     return tuple(pairs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from daemonset.control_plane.objects.meta import ObjectMeta
 from daemonset.control_plane.objects.namespace import Namespace
 from daemonset.control_plane.objects.pod import Pod
 from daemonset.control_plane.objects.section import EMPTY
@@ -29,9 +30,9 @@ def is_selected(pod: Pod, namespace: Namespace | None, settings: MeshSettings) -
     )
 
 
-def is_captured(pod: Pod) -> bool:
+def is_captured(meta: ObjectMeta) -> bool:
     """Did a node agent say so, by its annotation?"""
-    return pod.meta.annotations.get(REDIRECTION) == "enabled"
+    return meta.annotations.get(REDIRECTION) == "enabled"
 
 
 def speaks_hbone_itself(labels: Mapping[str, str]) -> bool:

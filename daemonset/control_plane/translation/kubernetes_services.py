@@ -10,12 +10,13 @@ from daemonset.control_plane.objects.section import EMPTY
 from daemonset.control_plane.objects.selector import LabelSelector
 from daemonset.control_plane.objects.service import Service
 from daemonset.control_plane.translation.finding import Findings
-from daemonset.control_plane.translation.ports import app_protocol, report_nameless
+from daemonset.control_plane.translation.ports import report_nameless, service_protocol
 from daemonset.control_plane.translation.service_info import MeshPort, ServiceInfo
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.control_plane.translation.traffic_distribution import ANNOTATION, load_balancing
 from daemonset.control_plane.translation.waypoints import Waypoints
-from ztunnel.proto.workload_pb2 import IPFamilies, Visibility
+from ztunnel.proto.workload_pb2 import IPFamilies
+from ztunnel.proto.workload_pb2 import Service as MeshService
 
 
 def hostname_of(service: Service, settings: MeshSettings) -> str:
@@ -52,14 +53,17 @@ def from_service(
         # UDP is never captured: a port of it would only promise what the mesh does not do.
         ports=tuple(
             MeshPort(
-                port.name, port.number, port.target, app_protocol(port.name, port.app_protocol)
+                port.name,
+                port.number,
+                port.target,
+                service_protocol(port.name, port.app_protocol, port.number),
             )
             for port in service.ports
             if port.protocol == "TCP"
         ),
         selector=LabelSelector(service.selector) if service.selector else None,
         waypoint=waypoint,
-        ingress_use_waypoint=waypoints.ingress_goes_through(service.meta),
+        ingress_use_waypoint=waypoint is not None and waypoints.ingress_goes_through(service.meta),
         load_balancing=load_balancing(
             distribution,
             field,
@@ -69,7 +73,7 @@ def from_service(
             findings=findings,
         ),
         families=_families(service.ip_families),
-        visibility=Visibility.PUBLIC,
+        visibility=MeshService.Visibility.PUBLIC,
     )
 
 

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 
 from daemonset.control_plane.objects.meta import ObjectMeta
 
+WORKLOAD_NAME = "service.istio.io/workload-name"
+
 _CRON_JOB = re.compile(r"(.+)-\d{8,10}")
 
 
 def workload_name(meta: ObjectMeta) -> str:
     """What the pod belongs to, by Istio's heuristics: a label, else its controller."""
-    label = meta.labels.get("service.istio.io/workload-name")
+    label = meta.labels.get(WORKLOAD_NAME)
     if label:
         return label
     owner = meta.controller

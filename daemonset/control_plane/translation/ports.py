@@ -12,24 +12,36 @@ _BY_NAME: dict[str, AppProtocol] = {
     "http": AppProtocol.HTTP11,
     "http2": AppProtocol.HTTP2,
     "grpc": AppProtocol.GRPC,
-    "grpc-web": AppProtocol.GRPC,
     "https": AppProtocol.TLS,
     "tls": AppProtocol.TLS,
     "tcp": AppProtocol.TCP,
+    # Known to Istio, with no value of their own in the workload API.
+    **dict.fromkeys(
+        ("grpc-web", "http_proxy", "mongo", "mysql", "redis", "udp"), AppProtocol.UNKNOWN
+    ),
+}
+_BY_KUBERNETES_NAME = {
     "kubernetes.io/h2c": AppProtocol.HTTP2,
     "kubernetes.io/ws": AppProtocol.HTTP11,
     "kubernetes.io/wss": AppProtocol.TLS,
 }
+_SPEAKS_FIRST = (25, 53, 3306, 27017)
+"""Ports of protocols in which nobody should look for HTTP: SMTP, DNS, MySQL, MongoDB."""
 
 
-def app_protocol(name: str, declared: str) -> AppProtocol:
-    """The protocol of a port: ``appProtocol`` or ``protocol`` if known, else the name's prefix."""
-    if declared:
-        return _BY_NAME.get(declared.lower(), AppProtocol.UNKNOWN)
-    lowered = name.lower()
-    if lowered.startswith("grpc-web"):
-        return AppProtocol.GRPC
-    return _BY_NAME.get(lowered.partition("-")[0], AppProtocol.UNKNOWN)
+def service_protocol(name: str, declared: str, number: int) -> AppProtocol:
+    """The protocol of a Service's port: what ``appProtocol`` begins with, else its name."""
+    if declared in _BY_KUBERNETES_NAME:
+        return _BY_KUBERNETES_NAME[declared]
+    text = (declared or name).lower()
+    known = "grpc-web" if text.startswith("grpc-web") else text.partition("-")[0]
+    otherwise = AppProtocol.TCP if number in _SPEAKS_FIRST else AppProtocol.UNKNOWN
+    return _BY_NAME.get(known, otherwise)
+
+
+def entry_protocol(declared: str) -> AppProtocol:
+    """The protocol of a ServiceEntry's port, which says it in ``protocol`` and nowhere else."""
+    return _BY_NAME.get(declared.lower(), AppProtocol.UNKNOWN)
 
 
 def report_nameless(

@@ -90,16 +90,16 @@ class Roster:
         self._selectors.drop(name)
         yield from self.members.get(name, ())
         for one in (before, service):
-            if one is not None and _is_listed(one):
+            if one is not None and _may_be_listed(one):
                 place = (one.meta.namespace, one.meta.name)
                 self._listed.pop(place, None)
                 slices.update(self._slices_of.get(place, ()))
         if service is None:
             return
         self._services[name] = service
-        if _is_listed(service):
+        if _may_be_listed(service):
             self._listed[service.meta.namespace, service.meta.name] = service
-        elif service.selector is not None and service.selector != LabelSelector():
+        if service.selector is not None and service.selector != LabelSelector():
             # An empty selector means that endpoints are listed elsewhere.
             self._selectors.put(name, service.meta.namespace, service.selector)
             found = self.workloads.select(service.meta.namespace, service.selector)
@@ -167,18 +167,21 @@ class Roster:
         found: ServicePorts = {}
         for name in self._selectors.matching(key.namespace, workload.labels):
             found[name] = ports_of(self._services[name], workload.ports, is_pod=is_pod)
+        selected = frozenset(found)
         for place in self._slices_with.get(key, ()) if is_pod else ():
             endpoint_slice = self._slices[place]
             service = self._listed.get((key.namespace, endpoint_slice.service))
-            if service is not None and not endpoint_slice.fqdn:
+            if service is None or endpoint_slice.fqdn:
+                continue
+            if service.name not in selected:
                 ports: set[PortPair] = set(slice_ports(service, endpoint_slice))
                 found[service.name] = tuple(sorted(ports.union(found.get(service.name, ()))))
         return found
 
 
-def _is_listed(service: ServiceInfo) -> bool:
-    """Do slices say who serves it?"""
-    return service.meta.kind == "Service" and service.selector is None
+def _may_be_listed(service: ServiceInfo) -> bool:
+    """May slices say who serves it? Kubernetes sends to whatever they list, selector or not."""
+    return service.meta.kind == "Service"
 
 
 def _pods_of(endpoint_slice: EndpointSlice) -> set[ObjectKey]:

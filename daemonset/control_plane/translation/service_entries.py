@@ -8,12 +8,13 @@ from daemonset.control_plane.objects.addresses import IPNetwork
 from daemonset.control_plane.objects.namespace import Namespace
 from daemonset.control_plane.objects.service_entry import ServiceEntry
 from daemonset.control_plane.translation.finding import Findings
-from daemonset.control_plane.translation.ports import app_protocol, report_nameless
+from daemonset.control_plane.translation.ports import entry_protocol, report_nameless
 from daemonset.control_plane.translation.service_info import MeshPort, ServiceInfo
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.control_plane.translation.traffic_distribution import ANNOTATION, load_balancing
 from daemonset.control_plane.translation.waypoints import Waypoints
-from ztunnel.proto.workload_pb2 import IPFamilies, LoadBalancing, Visibility
+from ztunnel.proto.workload_pb2 import IPFamilies, LoadBalancing
+from ztunnel.proto.workload_pb2 import Service as MeshService
 
 AUTO_ALLOCATE = "networking.istio.io/enable-autoallocate-ip"
 _UDP = ("UDP",)
@@ -39,7 +40,7 @@ def from_service_entry(
 ) -> list[ServiceInfo]:
     """The services of one entry. ``allocated`` has the addresses given, by host."""
     ports = tuple(
-        MeshPort(port.name, port.number, port.target, app_protocol(port.name, port.protocol))
+        MeshPort(port.name, port.number, port.target, entry_protocol(port.protocol))
         for port in entry.ports
         if port.protocol.upper() not in _UDP
     )
@@ -79,7 +80,8 @@ def from_service_entry(
             ports=ports,
             selector=entry.selector,
             waypoint=waypoint,
-            ingress_use_waypoint=waypoints.ingress_goes_through(entry.meta),
+            ingress_use_waypoint=waypoint is not None
+            and waypoints.ingress_goes_through(entry.meta),
             load_balancing=balancing,
             families=IPFamilies.AUTOMATIC,
             visibility=visibility,
@@ -89,11 +91,13 @@ def from_service_entry(
     ]
 
 
-def _visibility(entry: ServiceEntry, settings: MeshSettings, findings: Findings) -> Visibility:
+def _visibility(
+    entry: ServiceEntry, settings: MeshSettings, findings: Findings
+) -> MeshService.Visibility:
     """``exportTo: ["."]`` keeps a host to its namespace (Istio's ambient mode ignores it)."""
     export_to = tuple(dict.fromkeys(entry.export_to))
     if not export_to or "*" in export_to or settings.like_istio:
-        return Visibility.PUBLIC
+        return MeshService.Visibility.PUBLIC
     if export_to not in ((".",), ("~",), (entry.meta.namespace,)):
         findings.warning(
             entry.meta.key,
@@ -103,4 +107,4 @@ def _visibility(entry: ServiceEntry, settings: MeshSettings, findings: Findings)
             "namespace alone.",
             "Use '*', or one ServiceEntry in each namespace.",
         )
-    return Visibility.NAMESPACE
+    return MeshService.Visibility.NAMESPACE

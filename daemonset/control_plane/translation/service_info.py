@@ -8,13 +8,14 @@ from daemonset.control_plane.objects.addresses import IPNetwork
 from daemonset.control_plane.objects.meta import ObjectMeta
 from daemonset.control_plane.objects.selector import LabelSelector
 from daemonset.control_plane.translation.waypoints import Binding
-from ztunnel.proto.workload_pb2 import AppProtocol, IPFamilies, LoadBalancing, Visibility
+from ztunnel.proto.workload_pb2 import AppProtocol, IPFamilies, LoadBalancing
+from ztunnel.proto.workload_pb2 import Service as MeshService
 
 
 @dataclass(frozen=True, slots=True)
 class MeshPort:
     """``target`` is a number, a container port's name, or None (a ServiceEntry that gives none:
-    the port's own name is looked for in the workload, else its number is the target)."""
+    the port's own number is the target, where the workload has no port of its name)."""
 
     name: str
     number: int
@@ -35,7 +36,7 @@ class ServiceInfo:
     ingress_use_waypoint: bool
     load_balancing: LoadBalancing | None
     families: IPFamilies
-    visibility: Visibility
+    visibility: MeshService.Visibility
     subject_alt_names: tuple[str, ...] = ()
 
     @property

@@ -20,7 +20,8 @@ from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.control_plane.translation.vips import AddressAllocator
 from daemonset.control_plane.translation.waypoints import Waypoints
 from ztunnel.proto import workload_pb2
-from ztunnel.proto.workload_pb2 import Port, Visibility
+from ztunnel.proto.workload_pb2 import Port
+from ztunnel.proto.workload_pb2 import Service as MeshService
 
 
 @dataclass(slots=True)
@@ -125,7 +126,7 @@ def service_resources(
 
 
 def _canonical_order(info: ServiceInfo) -> tuple[bool, bool, tuple[str, str, str]]:
-    hidden = info.visibility == Visibility.NAMESPACE
+    hidden = info.visibility == MeshService.Visibility.NAMESPACE
     return (info.meta.kind != "Service", hidden, info.meta.age_order)
 
 
@@ -146,7 +147,7 @@ def _encode(info: ServiceInfo, network: str, canonical: bool) -> Resource:
         ],
         subject_alt_names=info.subject_alt_names,
         ip_families=info.families,
-        canonical=canonical and info.visibility == Visibility.PUBLIC,
+        canonical=canonical and info.visibility == MeshService.Visibility.PUBLIC,
         ingress_use_waypoint=info.ingress_use_waypoint,
         visibility=info.visibility,
     )
@@ -156,8 +157,8 @@ def _encode(info: ServiceInfo, network: str, canonical: bool) -> Resource:
         message.waypoint.CopyFrom(info.waypoint.address)
         if info.waypoint.canary is not None:
             weight = info.waypoint.canary_weight
-            message.weighted_waypoints.add(waypoint=info.waypoint.address, weight=100 - weight)
-            message.weighted_waypoints.add(waypoint=info.waypoint.canary, weight=weight)
+            message.weighted_waypoints.add(destination=info.waypoint.address, weight=100 - weight)
+            message.weighted_waypoints.add(destination=info.waypoint.canary, weight=weight)
     aliases = [
         f"{network}/{block.network_address}"
         for block in info.addresses

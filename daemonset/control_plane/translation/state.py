@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from daemonset.control_plane.objects.meta import ObjectKey
 from daemonset.control_plane.objects.objectset import Named, ObjectSet
@@ -13,6 +13,7 @@ from daemonset.control_plane.translation.changes import changed
 from daemonset.control_plane.translation.endpoints import (
     Selectable,
     ServicePorts,
+    entry_meta,
     ports_of,
     selectable_entry,
     selectable_pod,
@@ -186,6 +187,9 @@ class TranslationState:
             return services
         for namespace in found["namespaces"]:
             doubtful.workloads.update(workloads.inside(namespace))
+        doubtful.entries.update(
+            place for place in now.service_entries if place[0] in found["namespaces"]
+        )
         if found["nodes"]:
             on_them = (pod.meta.key for pod in now.pods.values() if pod.node in found["nodes"])
             doubtful.workloads.update(on_them)
@@ -242,7 +246,7 @@ class TranslationState:
         if not pod.ips:
             return
         captured = self._is_captured(pod)
-        if not (captured or is_captured(pod) or speaks_hbone_itself(pod.meta.labels)):
+        if not (captured or is_captured(pod.meta) or speaks_hbone_itself(pod.meta.labels)):
             self._report_not_captured(pod, policies, verdict.strict)
         if self._objects.nodes and pod.node and pod.node not in self._objects.nodes:
             self._ledger.warning(
@@ -294,11 +298,11 @@ class TranslationState:
             )
 
     def _entry(self, key: ObjectKey, entry: WorkloadEntry) -> Iterator[Resource]:
-        labels = selectable_entry(entry).labels
-        policies, _ = self._policies.of_workload(key, labels)
-        self._reside(key, "", entry.spec.service_account, labels, policies)
+        meta = entry_meta(entry)
+        policies, _ = self._policies.of_workload(key, meta.labels)
+        self._reside(key, "", entry.spec.service_account, meta.labels, policies)
         services = self._roster.serving.get(key, {})
-        waypoint = self._frame.waypoints.of_workload(entry.meta)
+        waypoint = self._frame.waypoints.of_workload(meta)
         self._report_unreachable(key, "spec.network", entry.spec.network)
         yield self._frame.writer.workload_entry(entry, services, policies, waypoint)
 
@@ -337,19 +341,18 @@ class TranslationState:
             return
         hosts = self._frame.hosts.get(key, [])
         endpoint = self._frame.writer.inline_endpoint
+        # As in Istio: policies go by the labels of the entry, waypoints by the endpoint's.
+        policies = self._policies.of_labels(key.namespace, entry.meta.labels)
         for number, spec in enumerate(entry.endpoints):
             self._report_unreachable(key, f"spec.endpoints[{number}].network", spec.network)
             services: ServicePorts = {
                 host.name: ports_of(host, spec.ports, is_pod=False) for host in hosts
             }
-            policies = self._policies.of_labels(key.namespace, spec.labels)
-            yield endpoint(key.namespace, key.name, spec, services, policies)
+            waypoint = self._frame.waypoints.of_workload(replace(entry.meta, labels=spec.labels))
+            yield endpoint(entry.meta, spec, services, policies, waypoint)
         if entry.endpoints or entry.selector is not None or entry.resolution not in _DNS:
             return
         for host in hosts:
-            if host.hostname.startswith("*"):
-                continue
             spec = EntrySpec("", host.hostname, {}, {}, "", "", None, "")
             services = {host.name: ports_of(host, {}, is_pod=False)}
-            policies = self._policies.of_labels(key.namespace, {})
-            yield endpoint(key.namespace, key.name, spec, services, policies)
+            yield endpoint(entry.meta, spec, services, policies, None)

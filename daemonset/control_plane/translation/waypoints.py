@@ -38,6 +38,11 @@ GATEWAY_NAME = "gateway.networking.k8s.io/gateway-name"
 BINDING = "ambient.istio.io/waypoint-inbound-binding"
 PROXY_LISTENER = "istio.io/PROXY"
 
+_NEVER_BEHIND_ONE = ("istio.io-mesh-controller", "istio.io-eastwest-controller")
+"""Who manages waypoints and gateways between networks, in the label MANAGED: a waypoint before one
+of those would send its traffic in circles."""
+_TRUE = ("1", "t", "T", "true", "TRUE", "True")
+
 _BINDING = re.compile(r"(NONE|PROXY)(?:/([0-9]{1,5}))?")
 
 
@@ -86,11 +91,11 @@ class Waypoints:
         """The label istio.io/ingress-use-waypoint of the object, else of its namespace."""
         label = "istio.io/ingress-use-waypoint"
         own = meta.labels.get(label)
-        return (own if own is not None else self._namespace_labels(meta).get(label)) == "true"
+        said = own if own is not None else self._namespace_labels(meta).get(label)
+        return said in _TRUE
 
     def _resolve(self, meta: ObjectMeta, traffic: str) -> Binding | None:
-        # A waypoint before a waypoint would send its traffic in circles.
-        if MANAGED in meta.labels:
+        if meta.labels.get(MANAGED) in _NEVER_BEHIND_ONE or self._is_instance(meta, traffic):
             return None
         source, wanted = self._wanted(meta)
         if wanted is None:
@@ -103,6 +108,13 @@ class Waypoints:
             return primary
         address, weight = canary
         return Binding(primary.address, primary.ready, address, weight)
+
+    def _is_instance(self, meta: ObjectMeta, traffic: str) -> bool:
+        """Is it a pod of a gateway that has an address?"""
+        if traffic != "workload" or not meta.labels.get(GATEWAY_NAME):
+            return False
+        gateway = self._objects.gateways.get((meta.namespace, meta.labels[GATEWAY_NAME]))
+        return gateway is not None and self._address(gateway) is not None
 
     def _wanted(self, meta: ObjectMeta) -> tuple[ObjectMeta, _Wanted | None]:
         for source, inherited in ((meta, False), (self._namespace_meta(meta), True)):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
 
+from daemonset.control_plane.objects.meta import ObjectMeta
 from daemonset.control_plane.objects.node import Node
 from daemonset.control_plane.objects.objectset import ObjectSet
 from daemonset.control_plane.objects.pod import Pod
 from daemonset.control_plane.objects.workload_entry import EntrySpec, WorkloadEntry
 from daemonset.control_plane.translation.endpoints import (
     ServicePorts,
+    entry_meta,
     port_list,
-    selectable_entry,
 )
 from daemonset.control_plane.translation.enrolment import is_captured, speaks_hbone_itself
 from daemonset.control_plane.translation.gateway_address import packed
 from daemonset.control_plane.translation.naming import (
+    WORKLOAD_NAME,
     canonical_name,
     canonical_revision,
     workload_name,
@@ -34,6 +35,8 @@ from ztunnel.proto.workload_pb2 import (
     WorkloadStatus,
     WorkloadType,
 )
+
+_REGISTRATION_GROUP = "istio.io/autoRegistrationGroup"
 
 
 class WorkloadWriter:
@@ -77,7 +80,7 @@ class WorkloadWriter:
             addresses=[packed(address) for address in pod.ips],
             network=self._network,
             tunnel_protocol=TunnelProtocol.HBONE
-            if native or captured or is_captured(pod)
+            if native or captured or is_captured(meta)
             else TunnelProtocol.NONE,
             native_tunnel=native,
             trust_domain=self._trust_domain,
@@ -111,51 +114,49 @@ class WorkloadWriter:
         policies: list[str],
         waypoint: Binding | None,
     ) -> Resource:
-        meta = entry.meta
-        labels = selectable_entry(entry).labels
+        meta = entry_meta(entry)
         uid = (
             f"{self._settings.cluster_id}/networking.istio.io/WorkloadEntry/"
             f"{meta.namespace}/{meta.name}"
         )
-        message = self._entry(uid, meta.name, meta.namespace, entry.spec, labels)
-        if waypoint is not None:
-            message.waypoint.CopyFrom(waypoint.address)
-        return self._finish_entry(message, entry.spec, services, policies)
+        name = meta.annotations.get(_REGISTRATION_GROUP) or meta.labels.get(WORKLOAD_NAME)
+        message = self._entry(uid, meta, name or meta.name, entry.spec)
+        return self._finish_entry(message, entry.spec, services, policies, waypoint)
 
     def inline_endpoint(
         self,
-        namespace: str,
-        name: str,
+        meta: ObjectMeta,
         spec: EntrySpec,
         services: ServicePorts,
         policies: list[str],
+        waypoint: Binding | None,
     ) -> Resource:
-        """An endpoint of ServiceEntry ``name``, or the host that stands for itself."""
+        """An endpoint of the ServiceEntry ``meta``, or a host that stands for itself."""
         place = spec.ip or spec.hostname or f"network/{spec.network}"
         kind = "networking.istio.io/ServiceEntry"
-        uid = f"{self._settings.cluster_id}/{kind}/{namespace}/{name}/{place}"
-        message = self._entry(uid, name, namespace, spec, spec.labels)
-        return self._finish_entry(message, spec, services, policies)
+        uid = f"{self._settings.cluster_id}/{kind}/{meta.namespace}/{meta.name}/{place}"
+        message = self._entry(uid, meta, meta.name, spec)
+        return self._finish_entry(message, spec, services, policies, waypoint)
 
-    def _entry(
-        self, uid: str, name: str, namespace: str, spec: EntrySpec, labels: Mapping[str, str]
-    ) -> Workload:
-        native = speaks_hbone_itself(labels)
+    def _entry(self, uid: str, meta: ObjectMeta, workload: str, spec: EntrySpec) -> Workload:
+        native = speaks_hbone_itself(meta.labels)
         message = Workload(
             uid=uid,
-            name=name,
-            namespace=namespace,
+            name=meta.name,
+            namespace=meta.namespace,
             addresses=[packed(spec.ip)] if spec.ip else [],
             hostname=spec.hostname,
             network=spec.network or self._network,
-            tunnel_protocol=TunnelProtocol.HBONE if native else TunnelProtocol.NONE,
+            tunnel_protocol=TunnelProtocol.HBONE
+            if native or is_captured(meta)
+            else TunnelProtocol.NONE,
             native_tunnel=native,
             trust_domain=self._trust_domain,
             service_account=spec.service_account,
-            canonical_name=canonical_name(labels, name),
-            canonical_revision=canonical_revision(labels),
+            canonical_name=canonical_name(meta.labels, workload),
+            canonical_revision=canonical_revision(meta.labels),
             workload_type=WorkloadType.POD,
-            workload_name=name,
+            workload_name=workload,
             status=WorkloadStatus.HEALTHY,
             cluster_id=self._settings.cluster_id,
         )
@@ -165,13 +166,20 @@ class WorkloadWriter:
         region, zone, subzone = ([*spec.locality.split("/", 2), "", ""])[:3]
         if region:
             message.locality.CopyFrom(Locality(region=region, zone=zone, subzone=subzone))
-        if spec.weight is not None:
+        if spec.weight:
             message.capacity.value = spec.weight
         return message
 
     def _finish_entry(
-        self, message: Workload, spec: EntrySpec, services: ServicePorts, policies: list[str]
+        self,
+        message: Workload,
+        spec: EntrySpec,
+        services: ServicePorts,
+        policies: list[str],
+        waypoint: Binding | None,
     ) -> Resource:
+        if waypoint is not None:
+            message.waypoint.CopyFrom(waypoint.address)
         message.authorization_policies.extend(policies)
         for name, pairs in services.items():
             message.services[name].CopyFrom(port_list(pairs))

@@ -14,6 +14,7 @@ from ztunnel.mesh.from_proto import authorization_from_proto
 from ztunnel.mesh.policy import Authorization, PolicyAction, PolicyScope, StringMatchKind
 from ztunnel.mesh.to_proto import authorization_to_proto
 from ztunnel.proto import authorization_pb2 as pb
+from ztunnel.proto.workload_pb2 import Extension
 
 WEB = pod("web", "10.0.0.11")
 
@@ -58,6 +59,7 @@ def refused(made: pb.Authorization | bytes) -> ResourceError:
             pb.Match(not_service_accounts=[pb.ServiceAccountMatch(namespace="a")]),
             "not_service_accounts",
         ),
+        (pb.Match(extensions=[Extension(name="x")]), "extensions"),
     ],
 )
 def test_a_value_that_cannot_be_read_refuses_the_policy_and_denies(

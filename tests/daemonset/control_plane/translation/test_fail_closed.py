@@ -263,7 +263,7 @@ MESH = (
 def test_the_node_proxy_reads_every_resource() -> None:
     for trust_domain in ("cluster.local", "corp.example"):
         raw = translate(MESH, trust_domain=trust_domain).raw
-        assert len(raw.addresses) == 10
+        assert len(raw.addresses) == 11
         for resource in raw.addresses.values():
             address_from_proto(resource.payload)
         assert len(raw.authorizations) == 2

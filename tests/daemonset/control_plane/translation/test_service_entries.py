@@ -7,7 +7,7 @@ import ipaddress
 import pytest
 
 from tests.support.control_plane import Translated, translate
-from ztunnel.proto.workload_pb2 import LoadBalancing, Visibility, Workload
+from ztunnel.proto.workload_pb2 import LoadBalancing, Service, Workload
 
 ENTRY = """
 apiVersion: networking.istio.io/v1
@@ -49,7 +49,7 @@ def test_one_service_for_each_host_and_the_addresses_as_given() -> None:
     }
     assert workload.capacity.value == 7
     assert workload.service_account == "ext"
-    assert workload.canonical_revision == "v1"
+    assert workload.canonical_revision == "latest"  # by the labels of the entry, as in Istio
     assert (workload.locality.region, workload.locality.zone, workload.locality.subzone) == (
         "r",
         "z",
@@ -102,7 +102,8 @@ def test_who_is_given_no_address(spec: str, labels: str) -> None:
 def test_wildcards_with_dynamic_dns_are_given_an_address() -> None:
     result = entry(f"hosts: ['*.example'], {PORTS}, resolution: DYNAMIC_DNS")
     assert len(result.service("shop/*.example").addresses) == 2
-    assert list(result.raw.addresses) == ["shop/*.example"]
+    workload = result.workload("Kubernetes/networking.istio.io/ServiceEntry/shop/ext/*.example")
+    assert workload.hostname == "*.example"  # for a waypoint to fill in
     assert result.reasons == ["NoWaypointForWildcardService"]
 
 
@@ -208,10 +209,10 @@ def test_one_service_of_a_host_is_canonical() -> None:
 @pytest.mark.parametrize(
     ("export_to", "like_istio", "visibility", "reasons"),
     [
-        ("['*']", False, Visibility.PUBLIC, []),
-        ("['.']", False, Visibility.NAMESPACE, []),
-        ("[other]", False, Visibility.NAMESPACE, ["UnsupportedValue"]),
-        ("['.']", True, Visibility.PUBLIC, []),
+        ("['*']", False, Service.PUBLIC, []),
+        ("['.']", False, Service.NAMESPACE, []),
+        ("[other]", False, Service.NAMESPACE, ["UnsupportedValue"]),
+        ("['.']", True, Service.PUBLIC, []),
     ],
 )
 def test_export_to_keeps_a_host_to_its_namespace(

@@ -164,12 +164,45 @@ def test_a_service_without_selector_finds_pods_through_its_slices() -> None:
     assert pairs(result.workload("p").services[NAME]) == [(80, 9090)]
 
 
-def test_a_service_with_selector_goes_by_its_selector() -> None:
-    endpoints = "[{addresses: [10.9.9.9]}]"
+def test_a_selector_comes_before_slices_and_both_count() -> None:
+    """Kubernetes sends to whatever a slice lists, whoever wrote it."""
+    endpoints = (
+        "[{addresses: [10.9.9.9]}, "
+        "{addresses: [10.0.0.1], targetRef: {kind: Pod, name: p}}, "
+        "{addresses: [10.0.0.2], targetRef: {kind: Pod, name: q}}]"
+    )
     spec = WITHOUT_SELECTOR.replace("{cluster", "{selector: {app: web}, cluster")
-    result = sliced(endpoints, spec)
+    other = POD.replace("name: p, ", "name: q, ").replace("app: web", "app: other")
+    documents = [
+        service(spec),
+        POD,
+        other.replace("10.0.0.1", "10.0.0.2"),
+        SLICE.format(endpoints=endpoints, kind="IPv4"),
+    ]
+    result = translate("---".join(documents))
     assert pairs(result.workload("p").services[NAME]) == [(80, 8080)]
-    assert len(result.raw.addresses) == 2
+    assert pairs(result.workload("q").services[NAME]) == [(80, 9090)]
+    uid = "Kubernetes/discovery.k8s.io/EndpointSlice/shop/web-1/10.9.9.9"
+    assert pairs(result.workload(uid).services[NAME]) == [(80, 9090)]
+
+
+@pytest.mark.parametrize(
+    ("port", "protocol"),
+    [
+        ("name: grpc-web-x, port: 80", AppProtocol.UNKNOWN),
+        ("name: HTTP-x, port: 80", AppProtocol.HTTP11),
+        ("name: x, port: 80, appProtocol: http2-x", AppProtocol.HTTP2),
+        ("name: x, port: 80, appProtocol: kubernetes.io/wss", AppProtocol.TLS),
+        ("name: kubernetes-x, port: 80", AppProtocol.UNKNOWN),
+        ("name: x, port: 3306", AppProtocol.TCP),
+        ("name: mysql, port: 3306", AppProtocol.UNKNOWN),
+        ("name: http, port: 53", AppProtocol.HTTP11),
+        ("port: 25", AppProtocol.TCP),
+    ],
+)
+def test_protocols_as_istio_reads_them(port: str, protocol: AppProtocol) -> None:
+    message = translate(service(f"{{clusterIP: 10.96.0.1, ports: [{{{port}}}]}}")).service(NAME)
+    assert [item.app_protocol for item in message.ports] == [protocol]
 
 
 def test_other_addresses_of_slices_are_workloads_that_hide_nothing() -> None:

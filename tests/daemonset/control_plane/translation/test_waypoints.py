@@ -198,7 +198,7 @@ def test_a_canary_takes_its_share() -> None:
     )
     message = result.service(NAME)
     assert place(message.waypoint) == WP
-    assert [(place(item.waypoint), item.weight) for item in message.weighted_waypoints] == [
+    assert [(place(item.destination), item.weight) for item in message.weighted_waypoints] == [
         (WP, 70),
         ("shop/wp2.shop.svc.cluster.local:15008", 30),
     ]
@@ -238,9 +238,24 @@ def test_any_mistake_of_a_canary_leaves_the_primary(
 
 def test_ingress_goes_through_by_label_of_object_or_namespace() -> None:
     label = "{istio.io/ingress-use-waypoint: 'true'}"
-    assert mesh(namespace=label).service(NAME).ingress_use_waypoint
+    behind = "{istio.io/ingress-use-waypoint: 'true', istio.io/use-waypoint: wp}"
+    assert mesh(gateway(), namespace=behind).service(NAME).ingress_use_waypoint
     off = "{istio.io/ingress-use-waypoint: 'false'}"
-    assert not mesh(namespace=label, service=off).service(NAME).ingress_use_waypoint
+    assert not mesh(gateway(), namespace=behind, service=off).service(NAME).ingress_use_waypoint
+    # Without a waypoint there is nothing to go through.
+    assert not mesh(namespace=label).service(NAME).ingress_use_waypoint
+
+
+def test_an_ingress_gateway_may_stand_behind_a_waypoint() -> None:
+    """What else is managed as a gateway may not: its traffic would go in circles."""
+    for manager, found in (
+        ("istio.io-gateway-controller", True),
+        ("istio.io-mesh-controller", False),
+        ("istio.io-eastwest-controller", False),
+    ):
+        labels = f"{{gateway.istio.io/managed: {manager}}}"
+        message = mesh(gateway(), namespace=USE, service=labels).service(NAME)
+        assert message.HasField("waypoint") is found
 
 
 SANDWICH = """
