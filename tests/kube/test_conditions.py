@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -91,6 +93,11 @@ async def test_policies_say_what_becomes_of_them(mesh: Cluster) -> None:
             mesh.apply, policy("shop", "late", {"selector": {"matchLabels": {"a": "b"}}})
         )
         await until(mesh, late, lambda now: now["ZtunnelAccepted"]["reason"] == "SelectsNothing")
+        assert await in_thread(listed, mesh) == {
+            "good": ["good", "", "Accepted", ""],
+            "late": ["late", "", "SelectsNothing", ""],
+            "broken": ["broken", "", "Invalid", ""],
+        }
         await quiet(running)
         version = await in_thread(resource_version, mesh, good)
     # Whoever leads next finds it all said, and writes nothing.
@@ -103,6 +110,19 @@ async def test_policies_say_what_becomes_of_them(mesh: Cluster) -> None:
         assert await in_thread(resource_version, mesh, good) == version
     for item in (good, late, broken):
         await in_thread(mesh.delete, item)
+
+
+def listed(cluster: Cluster) -> dict[str, list[str]]:
+    """What `kubectl get` shows of all policies, but for their age."""
+    with contextlib.closing(cluster.connect()) as connection:
+        path = "/apis/security.istio.io/v1/namespaces/shop/authorizationpolicies"
+        headers = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
+        connection.request("GET", path, None, headers)
+        table: Json = json.loads(connection.getresponse().read())
+    columns = [column["name"] for column in table["columnDefinitions"]]
+    assert columns == ["Name", "Action", "Ztunnel", "Waypoint", "Age"]
+    rows = [[str(cell or "") for cell in row["cells"][:-1]] for row in table["rows"]]
+    return {row[0]: row for row in rows}
 
 
 def resource_version(cluster: Cluster, item: Json) -> str:
