@@ -165,7 +165,8 @@ class MeshPrograms:
             "CA_ROOT_CA": str(root_file(run)),
             "AUTH_TOKEN": str(token_file(run, node)),
             "ZTUNNEL_WORKER_THREADS": "1",
-            # A folder has no NetworkPolicy that the links between pods would have to enforce.
+            # Nobody enforces anything on the links between the pods of a folder; where a
+            # NetworkPolicy selects a pod, it is not joined here either.
             "ZTUNNEL_JOIN_PODS": "true",
             # With two nodes on one machine, nobody waits long for what is still open at the end.
             "CONNECTION_TERMINATION_DEADLINE": "2s",

@@ -137,7 +137,8 @@ def read_kernel(reader: Reader) -> KernelConfig:
             "ZTUNNEL_JOIN_PODS",
             False,
             "Join two captured pods of this node without a tunnel: same identities and policies, "
-            "no encryption. It passes the links where a NetworkPolicy is enforced.",
+            "no encryption. Links where a NetworkPolicy is enforced are passed by. The label "
+            "ambientd.io/join of a namespace or pod says otherwise for some.",
         ),
         direct=reader.boolean(
             "ZTUNNEL_DIRECT",

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError
+from google.protobuf.wrappers_pb2 import BoolValue
 
 from ztunnel.mesh.address import IPNetwork, ip_from_bytes, network_from_bytes
 from ztunnel.mesh.errors import ResourceError
@@ -55,6 +56,9 @@ __all__ = [
 ]
 
 _log = logging.getLogger("ztunnel.mesh")
+
+JOIN = "ambientd.io/join"
+"""Extension of a workload: whether it may be joined with other pods of its node (a BoolValue)."""
 
 _Value = TypeVar("_Value")
 
@@ -186,6 +190,7 @@ def workload_from_proto(raw: bytes | pb.Workload) -> Workload:
             ),
             network_mode=_enum("network_mode", _NETWORK_MODES, message.network_mode),
             capacity=message.capacity.value if message.HasField("capacity") else 1,
+            join=_join(message),
         )
 
 
@@ -318,6 +323,17 @@ def _vip(address: pb.NetworkAddress) -> NetworkAddress | CidrVip:
     if cidr.prefixlen == cidr.max_prefixlen:
         return NetworkAddress(network, _ip("addresses", address.address))
     return CidrVip(network, cidr)
+
+
+def _join(message: pb.Workload) -> bool | None:
+    """Our control plane's word; extensions of other names are for others."""
+    for extension in message.extensions:
+        if extension.name == JOIN:
+            said = BoolValue()
+            if not extension.config.Unpack(said):
+                raise _FieldError(f"extensions[{JOIN}]: is no google.protobuf.BoolValue")
+            return said.value
+    return None
 
 
 def _waypoint(message: pb.Workload | pb.Service) -> GatewayAddress | None:

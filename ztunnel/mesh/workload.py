@@ -128,6 +128,7 @@ class Workload:
     `addresses` are canonical text; `services` maps "namespace/hostname" of each service that
     this workload is an endpoint of to {service port: target port}; `capacity` is a load
     balancing weight; `authorization_policies` are "namespace/name" of policies that select it.
+    `join` says whether it may be joined with other pods of its node; None leaves that to ztunnel.
     """
 
     uid: str
@@ -155,6 +156,7 @@ class Workload:
     locality: Locality = _NOWHERE
     network_mode: NetworkMode = NetworkMode.STANDARD
     capacity: int = 1
+    join: bool | None = None
     # Derived, and asked for on every connection.
     identity: Identity = field(init=False, repr=False, compare=False)
     placement: Placement = field(init=False, repr=False, compare=False)

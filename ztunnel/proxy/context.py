@@ -118,6 +118,10 @@ class Context:
             counters=counters,
         )
 
+    def may_join(self, workload: Workload) -> bool:
+        """Whether it may be joined with other pods of this node."""
+        return self.config.kernel.join_pods if workload.join is None else workload.join
+
     def refused(
         self,
         source: SocketAddress,

@@ -427,10 +427,11 @@ class Gatekeeper:
                 workload is not None
                 and workload.tunnel_protocol is TunnelProtocol.HBONE
                 and workload.waypoint is None
+                and self.context.may_join(workload)
             ):
                 here[workload.uid] = workload
         found: set[str] = set()
-        if len(here) > 1 and self.context.config.kernel.join_pods:
+        if len(here) > 1:
             for workload in here.values():
                 found.update(workload.addresses)
             for key in {key for workload in here.values() for key in workload.services}:

@@ -23,7 +23,7 @@ from ztunnel.mesh.workload import Workload
 from ztunnel.proxy.connection import Connection
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.inbound import POLICY_CHANGED
-from ztunnel.telemetry.labels import CERT_REVOKED, DENY, IDENTITY_ERROR
+from ztunnel.telemetry.labels import CERT_REVOKED, DENY, IDENTITY_ERROR, NO_FLAGS
 from ztunnel.telemetry.record import ConnectionRecord
 from ztunnel.tls.crl import RevocationList
 
@@ -68,12 +68,14 @@ def find_neighbour(
     context: Context, client_ip: str, client: Workload, decision: Hbone
 ) -> Neighbour | None:
     """The pod that a decision leads to, if both pods are here and in order, and may be joined."""
-    if not context.config.kernel.join_pods or decision.via is not Via.WORKLOAD:
+    if decision.via is not Via.WORKLOAD or not context.may_join(client):
         return None
     found, (address, _) = decision.workload, decision.next_hop
     pod = context.local_pods.get((found.namespace, found.name))
     workload = pod.workload() if pod is not None else None
     if pod is None or workload is None or workload.uid != found.uid:
+        return None
+    if not context.may_join(workload):
         return None
     if address not in workload.addresses or client_ip not in client.addresses:
         return None
@@ -143,6 +145,13 @@ class ToNeighbour(Connection):
                 self.context.revoked("identity")
                 self.end(
                     IDENTITY_ERROR, f"connection closed: workload {pod} is {now.identity.uri} now"
+                )
+                return
+            if now is not None and not self.context.may_join(now):
+                self.context.revoked("join")
+                self.end(
+                    NO_FLAGS,
+                    f"connection closed: workload {now} may not be joined with others any more",
                 )
                 return
         if not changes.rejudge(self.workload):

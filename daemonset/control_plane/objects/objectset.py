@@ -10,6 +10,7 @@ from daemonset.control_plane.objects.endpoint_slice import EndpointSlice
 from daemonset.control_plane.objects.gateway import Gateway
 from daemonset.control_plane.objects.gateway_class import GatewayClass
 from daemonset.control_plane.objects.namespace import Namespace
+from daemonset.control_plane.objects.network_policy import NetworkPolicy
 from daemonset.control_plane.objects.node import Node
 from daemonset.control_plane.objects.peer_authentication import PeerAuthentication
 from daemonset.control_plane.objects.pod import Pod
@@ -38,6 +39,7 @@ class ObjectSet:
     authorization_policies: dict[Named, AuthorizationPolicy] = field(default_factory=dict)
     peer_authentications: dict[Named, PeerAuthentication] = field(default_factory=dict)
     gateways: dict[Named, Gateway] = field(default_factory=dict)
+    network_policies: dict[Named, NetworkPolicy] = field(default_factory=dict)
 
 
 def object_set(objects: Iterable[AnyObject]) -> ObjectSet:
@@ -71,6 +73,8 @@ def _put(target: ObjectSet, item: AnyObject) -> None:
             target.peer_authentications[key] = item
         case Gateway():
             target.gateways[key] = item
+        case NetworkPolicy():
+            target.network_policies[key] = item
         case Namespace():
             target.namespaces[name] = item
         case Node():

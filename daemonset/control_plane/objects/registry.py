@@ -13,6 +13,7 @@ from daemonset.control_plane.objects.gateway import Gateway, read_gateway
 from daemonset.control_plane.objects.gateway_class import GatewayClass, read_gateway_class
 from daemonset.control_plane.objects.located import Located
 from daemonset.control_plane.objects.namespace import Namespace, read_namespace
+from daemonset.control_plane.objects.network_policy import NetworkPolicy, read_network_policy
 from daemonset.control_plane.objects.node import Node, read_node
 from daemonset.control_plane.objects.peer_authentication import (
     PeerAuthentication,
@@ -38,6 +39,7 @@ AnyObject = (
     | PeerAuthentication
     | Gateway
     | GatewayClass
+    | NetworkPolicy
 )
 
 _READERS: dict[tuple[str, str], Callable[[Section], AnyObject]] = {
@@ -47,6 +49,7 @@ _READERS: dict[tuple[str, str], Callable[[Section], AnyObject]] = {
     ("", "Service"): read_service,
     ("", "ServiceAccount"): read_service_account,
     ("discovery.k8s.io", "EndpointSlice"): read_endpoint_slice,
+    ("networking.k8s.io", "NetworkPolicy"): read_network_policy,
     ("networking.istio.io", "ServiceEntry"): read_service_entry,
     ("networking.istio.io", "WorkloadEntry"): read_workload_entry,
     ("security.istio.io", "AuthorizationPolicy"): read_authorization_policy,
@@ -57,6 +60,7 @@ _READERS: dict[tuple[str, str], Callable[[Section], AnyObject]] = {
 _VERSIONS = {
     "": ("v1",),
     "discovery.k8s.io": ("v1",),
+    "networking.k8s.io": ("v1",),
     "networking.istio.io": ("v1", "v1beta1", "v1alpha3"),
     "security.istio.io": ("v1", "v1beta1"),
     "gateway.networking.k8s.io": ("v1", "v1beta1"),

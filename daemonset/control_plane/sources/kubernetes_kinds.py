@@ -101,6 +101,10 @@ def _cut_node(item: Json) -> Json:
     return {"status": {"addresses": (item.get("status") or {}).get("addresses")}}
 
 
+def _cut_network_policy(item: Json) -> Json:
+    return {"spec": {"podSelector": (item.get("spec") or {}).get("podSelector") or {}}}
+
+
 def _cut_all(item: Json) -> Json:
     return {}
 
@@ -128,6 +132,12 @@ KINDS = (
         "EndpointSlice",
         "endpoint_slices",
         Resource("discovery.k8s.io", ("v1",), "endpointslices", _WRITTEN),
+    ),
+    WatchedKind(
+        "NetworkPolicy",
+        "network_policies",
+        Resource("networking.k8s.io", ("v1",), "networkpolicies"),
+        _cut_network_policy,
     ),
     _istio(
         "AuthorizationPolicy",

@@ -10,6 +10,7 @@ from daemonset.control_plane.objects.meta import ObjectKey
 from daemonset.control_plane.objects.namespace import Namespace
 from daemonset.control_plane.objects.objectset import ObjectSet
 from daemonset.control_plane.translation.finding import Ledger
+from daemonset.control_plane.translation.joins import report_unknown_joins
 from daemonset.control_plane.translation.memory import Kept
 from daemonset.control_plane.translation.networks import Networks
 from daemonset.control_plane.translation.resource import Resource
@@ -52,6 +53,7 @@ class Frame:
         self.writer = WorkloadWriter(objects, settings, self.networks)
         with findings.part("namespaces"):
             _report_unknown_modes(objects.namespaces.values(), settings, findings)
+            report_unknown_joins(objects.namespaces.values(), findings)
         with findings.part("services"):
             services = list_services(objects, self.waypoints, allocators, settings, findings)
         self.services = {service.name: service for service in services}

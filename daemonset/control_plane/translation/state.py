@@ -25,6 +25,7 @@ from daemonset.control_plane.translation.enrolment import (
 )
 from daemonset.control_plane.translation.finding import Finding, Ledger
 from daemonset.control_plane.translation.frame import KINDS, Frame
+from daemonset.control_plane.translation.joins import Joins, report_unknown_joins
 from daemonset.control_plane.translation.memory import Kept
 from daemonset.control_plane.translation.networks import NETWORK, REMOTE_CLASS
 from daemonset.control_plane.translation.policies import Policies, Reach
@@ -69,6 +70,7 @@ class TranslationState:
         self._policies = Policies(settings, self._ledger, self._roster)
         self._pods_known: Kept[ObjectKey, Resource] = Kept()
         self._shared = SharedAddresses(self._ledger)
+        self._joins = Joins()
         self._residents = Residents()
         self._made: dict[Hashable, dict[str, Resource]] = {}
         self._addresses: dict[str, Resource] = {}
@@ -107,6 +109,11 @@ class TranslationState:
             self._policies.set_peers(now.peer_authentications.values(), peers, reach)
         policies = changed(before.authorization_policies, now.authorization_policies)
         self._policies.update(policies, workloads, services, turnout, reach)
+        guards = changed(before.network_policies, now.network_policies)
+        if guards:
+            self._joins.guard(now.network_policies.values())
+            for namespace in {place[0] for place in guards}:
+                doubtful.workloads.update(self._roster.workloads.inside(namespace))
         for key in doubtful.workloads | turnout.workloads | reach.workloads:
             self._write_workload(key)
         for place in doubtful.slices | turnout.slices:
@@ -260,10 +267,14 @@ class TranslationState:
         waypoint = frame.waypoints.of_workload(pod.meta)
         tunnel = frame.waypoints.application_tunnel(pod.meta)
         locality, network = frame.writer.locality(pod.node), frame.networks.own
+        join = self._joins.of_pod(pod, self._objects.namespaces.get(key.namespace))
+        report_unknown_joins((pod,), self._ledger)
         yield self._pods_known.get(
             key,
-            (pod, services, policies, waypoint, tunnel, captured, locality, network),
-            lambda: frame.writer.pod(pod, services, policies, waypoint, tunnel, captured=captured),
+            (pod, services, policies, waypoint, tunnel, captured, locality, network, join),
+            lambda: frame.writer.pod(
+                pod, services, policies, waypoint, tunnel, captured=captured, join=join
+            ),
         )
 
     def _is_captured(self, pod: Pod) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 
+from google.protobuf.wrappers_pb2 import BoolValue
+
 from daemonset.control_plane.objects.meta import ObjectMeta
 from daemonset.control_plane.objects.node import Node
 from daemonset.control_plane.objects.objectset import ObjectSet
@@ -16,6 +18,7 @@ from daemonset.control_plane.translation.endpoints import (
 )
 from daemonset.control_plane.translation.enrolment import is_captured, speaks_hbone_itself
 from daemonset.control_plane.translation.gateway_address import packed
+from daemonset.control_plane.translation.joins import JOIN
 from daemonset.control_plane.translation.naming import (
     WORKLOAD_NAME,
     canonical_name,
@@ -64,10 +67,11 @@ class WorkloadWriter:
         tunnel: ApplicationTunnel | None,
         *,
         captured: bool,
+        join: bool | None = None,
     ) -> Resource:
         """A pod that has an address. ``captured``: it is reached through HBONE by its node's
         proxy; a pod may also bring its own tunnel end. ``tunnel``: how the node's proxy hands over
-        connections, for a waypoint that is captured itself."""
+        connections, for a waypoint that is captured itself. ``join``: see ``joins``."""
         meta = pod.meta
         labels = meta.labels
         workload = workload_name(meta)
@@ -103,6 +107,9 @@ class WorkloadWriter:
             message.waypoint.CopyFrom(waypoint.address)
         if tunnel is not None:
             message.application_tunnel.CopyFrom(tunnel)
+        if join is not None:
+            said = message.extensions.add(name=JOIN)
+            said.config.Pack(BoolValue(value=join))
         # Host addresses belong to many: nobody must find one pod by them.
         aliases = [] if pod.host_network else [f"{self._network}/{ip}" for ip in pod.ips]
         return workload_resource(message, aliases)

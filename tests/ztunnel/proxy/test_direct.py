@@ -393,6 +393,21 @@ async def test_a_mark_that_the_pod_sets_is_no_verdict(pair: Pair) -> None:
     wrapped.close()
 
 
+async def test_a_pod_that_may_not_be_joined_any_more(pair: Pair) -> None:
+    """A NetworkPolicy selects it now, or a label says so."""
+    live = await pair.dial()
+    assert await ask(live) == b"hello"
+    pair.mesh.apply(dataclasses.replace(pair.server, join=False))
+    await is_cut(live)
+    await lines(pair, "may not be joined with others any more")
+    keeper_of(pair).tick()
+    assert not queued(pair, "client")
+    through_a_tunnel = await pair.dial()
+    assert await ask(through_a_tunnel) == b"hello"
+    assert straight(pair) == 0
+    assert sum(pod.tunnel_counts[0] for pod in pair.mesh.pods.values()) == 1
+
+
 async def test_a_pair_whose_packets_get_lost_takes_tunnels(pair: Pair) -> None:
     """Something between the pods lets no plain connection pass."""
     keeper = keeper_of(pair)

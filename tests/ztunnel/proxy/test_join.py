@@ -246,13 +246,18 @@ async def test_a_pod_outside_of_the_mesh_gets_no_identity_by_its_address(pair: P
     assert "shop/strict" in await pair.mesh.line('direction="inbound"', "DENY")
 
 
-async def test_joining_is_off_unless_it_is_switched_on() -> None:
+@pytest.mark.parametrize("node", ["true", "false"])
+@pytest.mark.parametrize("one", [True, False, None])
+@pytest.mark.parametrize("other", [True, False, None])
+async def test_both_pods_must_be_for_it(node: str, one: bool | None, other: bool | None) -> None:
+    """What the mesh says of a pod counts for more than what its ztunnel was told."""
     with lab(nodes=1, pods={"client": 1, "server": 1}) as room:
-        async with proxies(room) as mesh, trio.open_nursery() as nursery:
-            client, server = mesh.enroll("client"), mesh.enroll("server")
+        async with proxies(room, ZTUNNEL_JOIN_PODS=node) as mesh, trio.open_nursery() as nursery:
+            client, server = mesh.enroll("client", join=one), mesh.enroll("server", join=other)
             nursery.start_soon(serve_echo, listen(room.pod("server").network, ECHO))
             pair = Pair(room, mesh, client, server)
             assert await ask(await pair.dial()) == b"hello"
-            assert tunnels(pair) == 2
+            wanted = all(node == "true" if said is None else said for said in (one, other))
+            assert tunnels(pair) == (0 if wanted else 2)
             pair.close()
             nursery.cancel_scope.cancel()

@@ -78,6 +78,13 @@ def entry(name: str, space: str, spec: str, labels: str = "", extra: str = "") -
     return f"{{{NETWORKING}, kind: ServiceEntry, {where}, spec: {{{spec}}}}}"
 
 
+def guard(space: str, selector: str) -> str:
+    return (
+        f"{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, {meta('guard', space)}, "
+        f"spec: {{podSelector: {selector}}}}}"
+    )
+
+
 def workload(name: str, spec: str) -> str:
     return f"{{{NETWORKING}, kind: WorkloadEntry, {meta(name, 'shop')}, spec: {{{spec}}}}}"
 
@@ -105,6 +112,13 @@ SLOTS: dict[str, tuple[str, ...]] = {
         namespace("shop", f"istio.io/dataplane-mode: ambient, {USE}"),
         namespace("shop", "", ", annotations: {networking.istio.io/traffic-distribution: Any}"),
         namespace("shop", "istio.io/ingress-use-waypoint: 'true'"),
+        namespace("shop", "istio.io/dataplane-mode: ambient, ambientd.io/join: enabled"),
+        namespace("shop", "ambientd.io/join: perhaps"),
+    ),
+    "network policy": (
+        guard("shop", "{}"),
+        guard("shop", "{matchLabels: {app: web}}"),
+        guard("street", "{}"),
     ),
     "namespace street": (namespace("street"), namespace("street", "istio.io/dataplane-mode: none")),
     "namespace root": (
