@@ -7,7 +7,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -32,6 +32,7 @@ _OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
 ]
 _PATIENCE = 10.0  # seconds to wait for an answer of the loop's thread
+_THREADS = 32
 _GRACE = 1.0  # seconds for streams to end when stopping
 
 
@@ -114,6 +115,8 @@ class GrpcThread:
         self, make: Callable[[], Sequence[Listener]], started: Future[list[int]]
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        # Who asks elsewhere about tokens must not hold up those that are known.
+        self._loop.set_default_executor(ThreadPoolExecutor(_THREADS, "grpc-call"))
         self._stopping = asyncio.Event()
         servers: list[grpc.aio.Server] = []
         ports: list[int] = []

@@ -10,6 +10,7 @@ import grpc
 from envoy.service.discovery.v3 import discovery_pb2
 
 from daemonset.control_plane.xds.access import EVERYTHING, Access, ForbiddenError
+from daemonset.control_plane.xds.budget import SendBudget
 from daemonset.control_plane.xds.snapshot import Differences, Snapshot
 from daemonset.control_plane.xds.subscription import Client
 
@@ -25,9 +26,16 @@ client is shown. Called in a thread, and may block."""
 
 
 class DiscoveryService:
-    """Serves the current snapshot to any number of streams. All methods: event loop thread."""
+    """Serves the current snapshot to any number of streams. All methods: event loop thread.
 
-    def __init__(self, first: Snapshot, on_rejection: Callable[[], None]) -> None:
+    Args:
+        budget: for what is on its way to all clients together.
+    """
+
+    def __init__(
+        self, first: Snapshot, on_rejection: Callable[[], None], budget: SendBudget | None = None
+    ) -> None:
+        self._budget = budget or SendBudget()
         self._snapshot = first
         self._on_rejection = on_rejection
         self._differences = Differences()
@@ -101,7 +109,7 @@ class DiscoveryService:
                 client.access.check()
                 response = client.next_response(self._snapshot)
                 if response is not None:
-                    await context.write(response)
+                    await self._budget.send(context.write, response)
                     continue
                 wake.clear()
                 await wake.wait()
