@@ -28,7 +28,8 @@ from ztunnel.mesh.workload import (
 )
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.context import Context
-from ztunnel.proxy.pod import PodInfo, PodProxy
+from ztunnel.proxy.local_pod import PodInfo
+from ztunnel.proxy.pod import PodProxy
 from ztunnel.relay.engine import Engine
 from ztunnel.telemetry.access_log import AccessLog
 from ztunnel.telemetry.counters import Counters

@@ -36,7 +36,8 @@ from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.gate import Gatekeeper
 from ztunnel.proxy.gathering import LOOK_EVERY, Business, look_at
-from ztunnel.proxy.pod import PodInfo, PodProxy
+from ztunnel.proxy.local_pod import PodInfo
+from ztunnel.proxy.pod import PodProxy
 from ztunnel.relay.engine import Engine
 from ztunnel.relay.probe import OFF, probe_paths
 from ztunnel.telemetry.counters import Counters

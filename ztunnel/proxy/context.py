@@ -30,7 +30,7 @@ from ztunnel.tls.contexts import ContextCache
 
 if TYPE_CHECKING:
     from ztunnel.proxy.gate import Gatekeeper
-    from ztunnel.proxy.pod import PodProxy
+    from ztunnel.proxy.local_pod import LocalPod
 
 log = logging.getLogger("ztunnel.proxy")
 
@@ -87,7 +87,7 @@ class Context:
         self.answered = counters.histogram(
             "ztunnel_handshake_duration_seconds", "outbound", "answer", "ok"
         )
-        self.local_pods: dict[tuple[str, str], PodProxy] = {}  # by namespace and name
+        self.local_pods: dict[tuple[str, str], LocalPod] = {}  # by namespace and name
         self.gatekeeper: Gatekeeper | None = None  # where this worker has the pods' gates
         self._paths: dict[str, tuple[Cell, Cell]] = {}
         # Whether others listen on the same ports.

@@ -16,7 +16,7 @@ import logging
 import random
 import select
 import time
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ztunnel.kernel import direct_rules
 from ztunnel.linux.conntrack_entries import Conntrack
@@ -32,11 +32,9 @@ from ztunnel.mesh.workload import TunnelProtocol
 from ztunnel.proxy.admit import admit
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.direct import DirectFlow, DirectInbound, DirectOutbound
+from ztunnel.proxy.local_pod import LocalPod
 from ztunnel.proxy.neighbour import Neighbour, find_neighbour
 from ztunnel.relay.flow import ClosedBy
-
-if TYPE_CHECKING:
-    from ztunnel.proxy.pod import PodProxy
 
 log = logging.getLogger("ztunnel.proxy")
 
@@ -52,7 +50,7 @@ _Ends = tuple[SocketAddress, SocketAddress]
 class Gate:
     """The gate of one pod. Raises OSError where it cannot be had."""
 
-    def __init__(self, keeper: "Gatekeeper", pod: "PodProxy") -> None:
+    def __init__(self, keeper: "Gatekeeper", pod: LocalPod) -> None:
         self.keeper = keeper
         self.pod = pod
         self.endings: TcpEndings | None = None
@@ -343,7 +341,7 @@ class Gatekeeper:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.number = random.randrange(direct_rules.OWNERS)
-        self.gates: dict[PodProxy, Gate] = {}
+        self.gates: dict[LocalPod, Gate] = {}
         self.begun: dict[_Ends, DirectFlow] = {}
         self.arriving: dict[_Ends, DirectFlow] = {}
         self._distrusted: dict[tuple[str, str], float] = {}
@@ -369,7 +367,7 @@ class Gatekeeper:
 
     # ---- trust
 
-    def trusts(self, near: "PodProxy", far: "PodProxy") -> bool:
+    def trusts(self, near: LocalPod, far: LocalPod) -> bool:
         """Whether first packets between these two are known to get lost."""
         until = self._distrusted.get((near.uid, far.uid))
         return until is None or until < time.monotonic()
@@ -401,7 +399,7 @@ class Gatekeeper:
         self._execute()
         self._look_after()
 
-    def _open(self, pod: "PodProxy") -> None:
+    def _open(self, pod: LocalPod) -> None:
         try:
             self.gates[pod] = Gate(self, pod)
         except OSError as error:
@@ -476,7 +474,7 @@ class Gatekeeper:
 
     # ---- life
 
-    def leave(self, pod: "PodProxy") -> None:
+    def leave(self, pod: LocalPod) -> None:
         """The pod is no longer served; its connections have been ended."""
         gate = self.gates.pop(pod, None)
         if gate is not None:

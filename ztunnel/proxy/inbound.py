@@ -1,7 +1,8 @@
 """Connections to a pod of this node that come through a tunnel."""
 
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from ztunnel.hbone.events import ConnectRequested, RequestRejected
 from ztunnel.hbone.proxy_protocol import build_proxy_header
@@ -25,15 +26,13 @@ from ztunnel.mesh.workload import Workload
 from ztunnel.proxy.admit import admit
 from ztunnel.proxy.approach import Approaches
 from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
+from ztunnel.proxy.local_pod import LocalPod
 from ztunnel.proxy.upstream import connect_to_application
 from ztunnel.relay.connect import Connecting
 from ztunnel.relay.stream import StreamFlow
 from ztunnel.relay.tunnel import NOBODY, Tunnel
 from ztunnel.telemetry.labels import CONNECT, DENY, Ends
 from ztunnel.tls.spiffe import PeerCertificate
-
-if TYPE_CHECKING:
-    from ztunnel.proxy.pod import PodProxy
 
 _EARLY_LIMIT: Final = 1 << 20  # bytes kept while the application is connected to; a window is less
 _FROM_TUNNEL: Final = "tunnel from the peer's proxy"
@@ -45,13 +44,20 @@ class InboundTunnel:
     """A tunnel that a peer opened to one of our pods. Owns its `Tunnel`."""
 
     __slots__ = (
-        "approaches", "client", "identity", "leaving", "local_ip", "peer", "pod", "tunnel",
+        "_ended", "approaches", "client", "identity", "leaving", "local_ip", "peer", "pod",
+        "tunnel",
     )  # fmt: skip
 
     def __init__(
-        self, pod: "PodProxy", client: SocketAddress, local_ip: str, peer: PeerCertificate
+        self,
+        pod: LocalPod,
+        ended: "Callable[[InboundTunnel], None]",
+        client: SocketAddress,
+        local_ip: str,
+        peer: PeerCertificate,
     ) -> None:
         self.pod = pod
+        self._ended = ended
         self.client = client
         self.local_ip = local_ip
         self.peer = peer
@@ -82,12 +88,12 @@ class InboundTunnel:
             )
 
     def tunnel_lost(self, tunnel: Tunnel, reason: str) -> None:
-        """The pod forgets it."""
+        """Whoever holds it forgets it."""
         if tunnel.http.terminated is not None:
             # There may be no connection in it whose log line could tell.
             words = f"tunnel of {self.peer.presented}: {reason}"
             self.pod.context.refused(self.client, (self.local_ip, 15008), True, "http2", words)
-        self.pod.inbound_tunnel_ended(self)
+        self._ended(self)
 
 
 class Inbound(Connection):

@@ -9,8 +9,6 @@ policies, workloads or revocations change.
 Whatever does not fit goes through a tunnel, which refuses what must be refused.
 """
 
-from typing import TYPE_CHECKING
-
 from ztunnel.linux.sockets import SocketAddress
 from ztunnel.mesh.authorize import authorize
 from ztunnel.mesh.changes import Changes
@@ -23,12 +21,10 @@ from ztunnel.mesh.workload import Workload
 from ztunnel.proxy.connection import Connection
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.inbound import POLICY_CHANGED
+from ztunnel.proxy.local_pod import LocalPod
 from ztunnel.telemetry.labels import CERT_REVOKED, DENY, IDENTITY_ERROR, NO_FLAGS
 from ztunnel.telemetry.record import ConnectionRecord
 from ztunnel.tls.crl import RevocationList
-
-if TYPE_CHECKING:
-    from ztunnel.proxy.pod import PodProxy
 
 
 class Neighbour:
@@ -47,7 +43,7 @@ class Neighbour:
 
     def __init__(
         self,
-        pod: "PodProxy",
+        pod: LocalPod,
         workload: Workload,
         client: Workload,
         service: Service | None,

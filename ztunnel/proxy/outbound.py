@@ -3,7 +3,7 @@
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ztunnel.hbone.events import TunnelAccepted, TunnelRefused
 from ztunnel.hbone.forwarded import format_forwarded
@@ -31,15 +31,13 @@ from ztunnel.mesh.workload import Workload
 from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
 from ztunnel.proxy.failure import ConnectFailure
 from ztunnel.proxy.join import BothSides, Joined, join
+from ztunnel.proxy.local_pod import LocalPod
 from ztunnel.proxy.routes import Route
 from ztunnel.relay.connect import Connecting
 from ztunnel.relay.pair import PairFlow
 from ztunnel.relay.stream import StreamFlow
 from ztunnel.relay.tunnel import Tunnel
 from ztunnel.telemetry.labels import CONNECT, DENY, IDENTITY_ERROR, TLS_FAILURE, UNKNOWN, Ends
-
-if TYPE_CHECKING:
-    from ztunnel.proxy.pod import PodProxy
 
 _TRIES: Final = 3  # endpoints tried before a connection is given up
 _QUESTIONS: Final = 4  # names and keys asked for one connection
@@ -57,7 +55,7 @@ class Outbound(Connection):
 
     def __init__(
         self,
-        pod: "PodProxy",
+        pod: LocalPod,
         sock: socket.socket,
         client: SocketAddress,
         destination: SocketAddress,
@@ -469,7 +467,7 @@ class Outbound(Connection):
         self.fail_record(flags, reason)
 
 
-def accept_outbound(pod: "PodProxy", sock: socket.socket, client: SocketAddress) -> None:
+def accept_outbound(pod: LocalPod, sock: socket.socket, client: SocketAddress) -> None:
     """A connection that capture sent to the outbound listener."""
     try:
         destination = original_destination(sock)

@@ -1,7 +1,6 @@
 """Connections to a pod of this node that came without a tunnel."""
 
 import socket
-from typing import TYPE_CHECKING
 
 from ztunnel.linux.sockets import SocketAddress, original_destination
 from ztunnel.mesh.authorize import authorize
@@ -13,13 +12,11 @@ from ztunnel.mesh.workload import Workload
 from ztunnel.proxy.admit import admit
 from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
 from ztunnel.proxy.inbound import POLICY_CHANGED
+from ztunnel.proxy.local_pod import LocalPod
 from ztunnel.proxy.upstream import connect_to_application
 from ztunnel.relay.connect import Connecting
 from ztunnel.relay.pair import PairFlow
 from ztunnel.telemetry.labels import DENY
-
-if TYPE_CHECKING:
-    from ztunnel.proxy.pod import PodProxy
 
 
 class Plaintext(Connection):
@@ -29,7 +26,7 @@ class Plaintext(Connection):
 
     def __init__(
         self,
-        pod: "PodProxy",
+        pod: LocalPod,
         sock: socket.socket,
         client: SocketAddress,
         destination: SocketAddress,
@@ -137,7 +134,7 @@ class Plaintext(Connection):
         self._refuse(flags, reason)
 
 
-def accept_plaintext(pod: "PodProxy", sock: socket.socket, client: SocketAddress) -> None:
+def accept_plaintext(pod: LocalPod, sock: socket.socket, client: SocketAddress) -> None:
     """A connection that capture sent to the plaintext listener."""
     try:
         destination = original_destination(sock)

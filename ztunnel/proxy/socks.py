@@ -10,7 +10,7 @@ import ipaddress
 import select
 import socket
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
@@ -21,12 +21,10 @@ from ztunnel.linux.sockets import SocketAddress
 from ztunnel.mesh.address import canonical_ip
 from ztunnel.mesh.inbound import UNAUTHORIZED
 from ztunnel.proxy.handshake import send_all
+from ztunnel.proxy.local_pod import LocalPod
 from ztunnel.proxy.outbound import Outbound
 from ztunnel.relay.flow import Flow
 from ztunnel.telemetry.labels import CONNECT, DENY, NETWORK_POLICY
-
-if TYPE_CHECKING:
-    from ztunnel.proxy.pod import PodProxy
 
 _TIME: Final = 10.0  # seconds for the client to say what it wants
 _VERSION: Final = 5
@@ -115,7 +113,7 @@ class SocksOutbound(Outbound):
 
     def __init__(
         self,
-        pod: "PodProxy",
+        pod: LocalPod,
         sock: socket.socket,
         client: SocketAddress,
         destination: SocketAddress,
@@ -158,12 +156,12 @@ def _answer(sock: socket.socket, data: bytes) -> None:
         pass
 
 
-def accept_socks(pod: "PodProxy", sock: socket.socket, client: SocketAddress) -> None:
+def accept_socks(pod: LocalPod, sock: socket.socket, client: SocketAddress) -> None:
     """A connection to the SOCKS5 port."""
     pod.context.spawn(_serve, pod, sock, client)
 
 
-async def _serve(pod: "PodProxy", sock: socket.socket, client: SocketAddress) -> None:
+async def _serve(pod: LocalPod, sock: socket.socket, client: SocketAddress) -> None:
     try:
         with trio.fail_after(_TIME):
             destination = await _negotiate(pod, sock)
@@ -181,12 +179,12 @@ async def _serve(pod: "PodProxy", sock: socket.socket, client: SocketAddress) ->
     SocksOutbound(pod, sock, client, destination).start()
 
 
-def _refuse(pod: "PodProxy", sock: socket.socket, client: SocketAddress, reason: str) -> None:
+def _refuse(pod: LocalPod, sock: socket.socket, client: SocketAddress, reason: str) -> None:
     pod.context.engine.close_later(sock)
     pod.context.refused(client, ("127.0.0.1", 15080), False, "socks", reason)
 
 
-async def _negotiate(pod: "PodProxy", sock: socket.socket) -> SocketAddress:
+async def _negotiate(pod: LocalPod, sock: socket.socket) -> SocketAddress:
     engine = pod.context.engine
     data = b""
     while (length := parse_greeting(data)) is None:
@@ -201,7 +199,7 @@ async def _negotiate(pod: "PodProxy", sock: socket.socket) -> SocketAddress:
     return await _address(pod, host), port
 
 
-async def _address(pod: "PodProxy", host: str) -> str:
+async def _address(pod: LocalPod, host: str) -> str:
     """An address, an own name of the mesh, or one of the real DNS."""
     try:
         return canonical_ip(host)
@@ -224,7 +222,7 @@ async def _address(pod: "PodProxy", host: str) -> str:
     return addresses[0]
 
 
-async def _more(pod: "PodProxy", sock: socket.socket) -> bytes:
+async def _more(pod: LocalPod, sock: socket.socket) -> bytes:
     while True:
         await pod.context.engine.wait(sock.fileno(), select.EPOLLIN)
         try:

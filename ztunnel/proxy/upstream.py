@@ -3,12 +3,10 @@
 import errno
 import logging
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ztunnel.linux.sockets import SocketAddress, start_connect
-
-if TYPE_CHECKING:
-    from ztunnel.proxy.pod import PodProxy
+from ztunnel.proxy.local_pod import LocalPod
 
 log = logging.getLogger("ztunnel.proxy")
 
@@ -16,7 +14,7 @@ _NOT_ALLOWED: Final = (errno.EPERM, errno.EACCES, errno.ENOPROTOOPT)
 
 
 def connect_to_application(
-    pod: "PodProxy", target: SocketAddress, source: str | None
+    pod: LocalPod, target: SocketAddress, source: str | None
 ) -> socket.socket:
     """Starts the connect.
 

@@ -49,7 +49,7 @@ def tunnels(pair: Pair) -> int:
 
 def serials(pair: Pair) -> set[int]:
     """Of the certificates that the server pod's peers have shown."""
-    return {owner.peer.serial for owner in pair.mesh.pods["server"]._tunnels}
+    return {owner.peer.serial for owner in pair.mesh.pods["server"].arrivals.tunnels}
 
 
 def renewed(pair: Pair, identity: Identity, **changes: float) -> WorkloadCertificate:

@@ -18,7 +18,7 @@ from tests.support.sockets import connect, receive_exactly
 from ztunnel.dns.server import MAX_FORWARDED
 from ztunnel.mesh.service import IPFamilies, Service
 from ztunnel.mesh.workload import NetworkAddress, WorkloadStatus
-from ztunnel.proxy import dns as pod_dns
+from ztunnel.proxy import names
 from ztunnel.telemetry.counters import Cell
 
 pytestmark = pytest.mark.root
@@ -88,7 +88,7 @@ async def room(
         node = str(list(machines.topology.nodes.values())[1].addresses[0])
         conf = tmp_path / "resolv.conf"
         conf.write_text(f"nameserver {node}\noptions timeout:{patience} attempts:1\n")
-        monkeypatch.setattr(pod_dns, "RESOLV_CONF", conf)
+        monkeypatch.setattr(names, "RESOLV_CONF", conf)
         async with (
             proxies(machines, ISTIO_META_DNS_CAPTURE="true") as mesh,
             trio.open_nursery() as nursery,

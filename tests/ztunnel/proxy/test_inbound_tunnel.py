@@ -386,7 +386,7 @@ async def drain(pair: Pair) -> None:
 async def expire(pair: Pair) -> None:
     server = pair.mesh.pods["server"]
     with trio.fail_after(10):
-        while not any(owner.leaving for owner in server._tunnels):
+        while not any(owner.leaving for owner in server.arrivals.tunnels):
             server.tick(time.monotonic())
             await trio.sleep(0.05)
 

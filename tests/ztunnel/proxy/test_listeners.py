@@ -15,7 +15,8 @@ from tests.support.sockets import listen, receive_exactly, serve_echo
 from ztunnel.linux.netns import set_sysctl
 from ztunnel.linux.sockets import IP_TRANSPARENT, SO_MARK
 from ztunnel.proxy.gathering import ENOUGH
-from ztunnel.proxy.pod import PodInfo, PodProxy
+from ztunnel.proxy.local_pod import PodInfo
+from ztunnel.proxy.pod import PodProxy
 
 pytestmark = pytest.mark.root
 

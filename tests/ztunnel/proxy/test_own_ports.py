@@ -8,7 +8,8 @@ from tests.support.pair import Pair
 from tests.support.proxies import NAMESPACE, proxies, workload
 from tests.support.sockets import receive_all, receive_exactly
 from ztunnel.mesh.policy import Authorization, Match, PolicyAction, PolicyScope
-from ztunnel.proxy.pod import PodInfo, PodProxy
+from ztunnel.proxy.local_pod import PodInfo
+from ztunnel.proxy.pod import PodProxy
 
 pytestmark = pytest.mark.root
 
