@@ -13,8 +13,7 @@ from urllib.parse import urlencode
 import trio
 
 from daemonset.kube.config import KubeConfig
-from daemonset.kube.http_connection import HttpConnection
-from daemonset.kube.http_head import Head, HttpError
+from daemonset.kube.http_connection import Head, HttpConnection, HttpError
 
 Json = dict[str, Any]
 

@@ -1,19 +1,27 @@
-"""One HTTP/1.1 connection: one request after the other."""
+"""One HTTP/1.1 connection: one request after the other. The protocol itself is h11's."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import h11
 import trio
 
-from daemonset.kube.http_head import (
-    MAX_HEAD_BYTES,
-    Head,
-    HttpError,
-    format_head,
-    parse_chunk_size,
-    parse_head,
-)
-
+MAX_HEAD_BYTES = 64 * 1024
 _READ_BYTES = 64 * 1024
+
+
+class HttpError(Exception):
+    """A request or an answer that is no HTTP/1.1, or an answer that is too long or incomplete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """``headers`` by lower-case name; of several with one name the values are joined."""
+
+    status: int
+    headers: Mapping[str, str]
 
 
 class HttpConnection:
@@ -25,58 +33,49 @@ class HttpConnection:
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
-        self._buffer = bytearray()
-        self._head: Head | None = None
-        self._left: int | None = 0  # bytes of the body or chunk; None: until the connection ends
-        self._ended = True
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
 
     @property
     def reusable(self) -> bool:
         """May another request follow?"""
-        head = self._head
-        return self._ended and not self._buffer and (head is None or not head.ends_connection)
+        http = self._http
+        done = http.our_state is h11.DONE and http.their_state is h11.DONE
+        return done and http.trailing_data == (b"", False)
 
     async def aclose(self) -> None:
         await trio.aclose_forcefully(self._stream)
 
     async def request(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Head:
         """Send a request; the head of the answer."""
+        if self.reusable:
+            self._http.start_next_cycle()
         if body or method in ("POST", "PUT", "PATCH"):
             headers = {**headers, "Content-Length": str(len(body))}
-        await self._stream.send_all(format_head(method, target, headers) + body)
-        head = parse_head(await self._until(b"\r\n\r\n"))
-        while head.status < 200:
-            head = parse_head(await self._until(b"\r\n\r\n"))
-        self._head = head
-        self._left = 0 if head.chunked else head.length
-        self._ended = not head.chunked and self._left == 0
-        return head
+        try:
+            asked = h11.Request(method=method, target=target, headers=list(headers.items()))
+            events = [asked, h11.Data(data=body), h11.EndOfMessage()]
+            data = b"".join(self._http.send(event) or b"" for event in events)
+        except h11.LocalProtocolError as error:
+            raise HttpError(f"no request for {target[:80]!r}: {error}") from None
+        await self._stream.send_all(data)
+        while True:
+            event = await self._next()
+            if isinstance(event, h11.Response):
+                found: dict[str, str] = {}
+                for raw_name, raw_value in event.headers:
+                    name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+                    found[name] = f"{found[name]}, {value}" if name in found else value
+                return Head(event.status_code, found)
+            if not isinstance(event, h11.InformationalResponse):
+                raise HttpError(f"no answer but {type(event).__name__}")
 
     async def read(self) -> bytes:
         """Some of the body; empty at its end."""
-        if self._ended:
-            return b""
-        assert self._head is not None
-        if self._head.chunked and self._left == 0:
-            self._left = parse_chunk_size(await self._until(b"\r\n"))
-            if self._left == 0:
-                while await self._until(b"\r\n"):
-                    pass  # trailers mean nothing to us
-                self._ended = True
-                return b""
-        if not self._buffer and not await self._more():
-            if self._left is None:
-                self._ended = True
-                return b""
-            raise HttpError("the connection ended inside a body")
-        size = len(self._buffer) if self._left is None else min(self._left, len(self._buffer))
-        data = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        if self._left is not None:
-            self._left -= size
-            if self._left == 0:
-                await self._end_of_chunk()
-        return data
+        while self._http.their_state is h11.SEND_BODY:
+            event = await self._next()
+            if isinstance(event, h11.Data) and event.data:
+                return bytes(event.data)
+        return b""
 
     async def read_all(self, limit: int) -> bytes:
         """The whole body. Raises HttpError: it is longer than ``limit``."""
@@ -89,26 +88,14 @@ class HttpConnection:
             parts.append(data)
         return b"".join(parts)
 
-    async def _end_of_chunk(self) -> None:
-        assert self._head is not None
-        if not self._head.chunked:
-            self._ended = True
-        elif await self._until(b"\r\n"):
-            raise HttpError("a chunk is longer than it said")
-
-    async def _until(self, mark: bytes) -> bytes:
-        searched = 0
-        while (at := self._buffer.find(mark, searched)) < 0:
-            if len(self._buffer) > MAX_HEAD_BYTES:
-                raise HttpError(f"a head of more than {MAX_HEAD_BYTES} bytes")
-            searched = max(0, len(self._buffer) - len(mark) + 1)
-            if not await self._more():
-                raise HttpError("the connection ended before an answer")
-        data = bytes(self._buffer[:at])
-        del self._buffer[: at + len(mark)]
-        return data
-
-    async def _more(self) -> bool:
-        data = await self._stream.receive_some(_READ_BYTES)
-        self._buffer += data
-        return bool(data)
+    async def _next(self) -> object:
+        """What comes next from the server."""
+        try:
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                data = await self._stream.receive_some(_READ_BYTES)
+                if not data and self._http.their_state is h11.SEND_RESPONSE:
+                    raise HttpError("the connection ended before an answer")
+                self._http.receive_data(bytes(data))
+        except h11.RemoteProtocolError as error:
+            raise HttpError(f"not HTTP/1.1: {error}") from None
+        return event

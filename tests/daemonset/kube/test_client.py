@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from daemonset.kube import client as client_module
 from daemonset.kube.client import ApiError, ApiUnavailableError, KubeClient
 from daemonset.kube.config import KubeConfig
-from daemonset.kube.http_connection import HttpConnection
-from daemonset.kube.http_head import HttpError
+from daemonset.kube.http_connection import HttpConnection, HttpError
 from tests.support.kube.scripted_api import Exchange, scripted_api
 
 
@@ -117,9 +116,11 @@ class Canned:
     def __init__(self, data: bytes, sizes: list[int]) -> None:
         self._data = data
         self._sizes = sizes
+        self.sent = b""
 
     async def send_all(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
+        self.sent += data
 
     async def receive_some(self, limit: int) -> bytes:
         await trio.lowlevel.checkpoint()
@@ -134,7 +135,7 @@ def ask(data: bytes, sizes: list[int]) -> tuple[int, bytes, bool]:
     async def run() -> tuple[int, bytes, bool]:
         stream: Any = Canned(data, sizes)
         connection = HttpConnection(stream)
-        head = await connection.request("GET", "/", {}, b"")
+        head = await connection.request("GET", "/", {"Host": "a"}, b"")
         body = await connection.read_all(10_000)
         return head.status, body, connection.reusable
 
@@ -172,6 +173,16 @@ def test_bodies_with_a_length_and_up_to_the_end(body: bytes, sizes: list[int]) -
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000,
+        b"HTTP/2 200\r\n\r\n",
+        b"HTTP/1.1 20\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n folded: line\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0x10\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 20 + b"\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 10001\r\n\r\n" + b"a" * 10_001,
     ],
 )
@@ -187,3 +198,28 @@ def test_any_bytes_are_an_answer_or_an_error(data: bytes, sizes: list[int]) -> N
         assert status == 200
     except HttpError:
         pass
+
+
+def test_what_a_head_says() -> None:
+    async def run() -> None:
+        stream: Any = Canned(b"HTTP/1.1 204 No Content\r\nVia: a\r\nvia:  b \r\nX:\r\n\r\n", [])
+        connection = HttpConnection(stream)
+        head = await connection.request("GET", "/", {"Host": "a"}, b"")
+        assert head.status == 204
+        assert head.headers == {"via": "a, b", "x": ""}
+        assert await connection.read_all(10) == b""
+        assert connection.reusable
+
+    trio.run(run)
+
+
+@pytest.mark.parametrize("text", ["a\r\nEvil: b", "a\nb", "a\x00", "ä"])
+def test_nothing_can_be_smuggled_into_a_request(text: str) -> None:
+    async def run(target: str, value: str) -> None:
+        sent: Any = Canned(b"", [])
+        with pytest.raises((HttpError, ValueError)):
+            await HttpConnection(sent).request("GET", target, {"Host": "a", "X": value}, b"")
+        assert not sent.sent
+
+    trio.run(run, "/", text)
+    trio.run(run, f"/{text}", "x")
