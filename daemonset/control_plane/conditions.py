@@ -24,7 +24,7 @@ ZTUNNEL = "ZtunnelAccepted"
 WAYPOINT = "WaypointAccepted"
 ACCEPTED = "Accepted"
 BOUND = "istio.io/WaypointBound"
-WAYPOINT_READY = "ambientd/WaypointReady"
+WAYPOINT_READY = "ambientd.io/WaypointReady"
 """On Gateways, whose other conditions are those of whoever runs them."""
 
 TYPES = {

@@ -157,7 +157,7 @@ async def test_other_kinds_say_it_too(mesh: Cluster) -> None:
         assert found["Accepted"]["status"] == "True"
         assert found["istio.io/WaypointBound"]["status"] == "False"
         found = await until(mesh, gateway, len)
-        assert found["ambientd/WaypointReady"]["status"] == "False"
+        assert found["ambientd.io/WaypointReady"]["status"] == "False"
         # Its own controller gives it an address, and keeps its own conditions.
         theirs = {
             "addresses": [{"value": "10.0.0.9"}],

@@ -53,7 +53,7 @@ class _Kind:
     ) -> None:
         meta: Json = {"name": "case", "labels": labels or {}, "annotations": annotations or {}}
         if self.kind == "Namespace":
-            meta["name"] = NAMESPACE
+            meta["name"] = namespace
         else:
             meta["namespace"] = namespace
         item: Json = {"apiVersion": self.api_version, "kind": self.kind, "metadata": meta, **beside}
@@ -328,7 +328,11 @@ def _services() -> list[Case]:
     spaces = _Kind("v1", "Namespace")
     spaces.fine("in the mesh", None, labels={mode: "ambient"})
     spaces.fine("out of the mesh", None, labels={mode: "none"})
+    spaces.fine("the system out of the mesh", None, namespace="kube-system", labels={mode: "none"})
     spaces.warned("an unknown mode", None, labels={mode: "enabled"})
+    spaces.fine("pods of one node joined", None, labels={"ambientd.io/join": "enabled"})
+    spaces.warned("pods joined, perhaps", None, labels={"ambientd.io/join": "yes"})
+    spaces.warned("the system itself", None, namespace="kube-system", labels={mode: "ambient"})
     return kind.cases + spaces.cases
 
 

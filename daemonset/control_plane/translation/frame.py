@@ -83,3 +83,10 @@ def _report_unknown_modes(
                 "UnknownMode",
                 f"must be ambient or none, not {mode!r}: it has no effect.",
             )
+        elif mode == "ambient" and namespace.meta.name in settings.excluded_namespaces:
+            findings.warning(
+                namespace.meta.key,
+                f"metadata.labels.{DATAPLANE_MODE}",
+                "ExcludedNamespace",
+                "no pod of this namespace is ever in the mesh: the label has no effect.",
+            )

@@ -25,6 +25,8 @@ OF_ONE_OBJECT = {
     "UnknownTrafficDistribution",
     "NoWaypointForWildcardService",
     "UnknownMode",
+    "UnknownJoin",
+    "ExcludedNamespace",
 }
 """What can be found without looking at any other object (but for the namespace's labels)."""
 
