@@ -21,6 +21,8 @@ IP_BIND_ADDRESS_NO_PORT = 24
 IPV6_TRANSPARENT = 75
 SO_ORIGINAL_DST = 80  # IP6T_SO_ORIGINAL_DST is the same number
 SO_MARK = 36
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
 
 BACKLOG = 4096
 """Connections that may wait to be accepted (the kernel caps it at `net.core.somaxconn`). A thousand
@@ -114,6 +116,25 @@ def set_connection_options(sock: socket.socket, keepalive: Keepalive | None) -> 
     if keepalive.user_timeout:
         total = keepalive.time + keepalive.interval * keepalive.retries
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, total * 1000)
+
+
+def limit_receive_buffer(sock: socket.socket, size: int) -> None:
+    """Let the kernel hold at most `size` bytes of memory for what has come and is not read. As
+    much less as `net.core.rmem_max` says, where the process has no CAP_NET_ADMIN."""
+    _limit(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, size)
+
+
+def limit_send_buffer(sock: socket.socket, size: int) -> None:
+    """The same for what is to be sent and is not acknowledged."""
+    _limit(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, size)
+
+
+def _limit(sock: socket.socket, forced: int, asked: int, size: int) -> None:
+    half = size // 2  # the kernel doubles what it is told, for its own needs
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, forced, half)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, asked, half)
 
 
 def _new(family: int, kind: int, namespace: NetworkNamespace | None) -> socket.socket:

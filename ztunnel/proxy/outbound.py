@@ -34,6 +34,7 @@ from ztunnel.proxy.join import BothSides, Joined, join
 from ztunnel.proxy.local_pod import LocalPod
 from ztunnel.proxy.routes import Route
 from ztunnel.relay.connect import Connecting
+from ztunnel.relay.flow import ClosedBy
 from ztunnel.relay.pair import PairFlow
 from ztunnel.relay.stream import StreamFlow
 from ztunnel.relay.tunnel import Tunnel
@@ -216,7 +217,8 @@ class Outbound(Connection):
             assert error is not None
             self._give_up(*failure_of(error, self.record.destination_address))
             return
-        self.running(PairFlow(self.context.engine, self._sock, sock, self))
+        flow = PairFlow(self.context.engine, self._sock, sock, self, ClosedBy.SERVER)
+        self.running(flow)
 
     def _reach(self, route: Route) -> None:
         workload = self._workload

@@ -15,6 +15,7 @@ from ztunnel.proxy.inbound import POLICY_CHANGED
 from ztunnel.proxy.local_pod import LocalPod
 from ztunnel.proxy.upstream import connect_to_application
 from ztunnel.relay.connect import Connecting
+from ztunnel.relay.flow import ClosedBy
 from ztunnel.relay.pair import PairFlow
 from ztunnel.telemetry.labels import DENY
 
@@ -102,7 +103,8 @@ class Plaintext(Connection):
             assert error is not None
             self._refuse(*failure_of(error, self.destination))
             return
-        self.running(PairFlow(self.context.engine, self._sock, sock, self))
+        flow = PairFlow(self.context.engine, self._sock, sock, self, ClosedBy.CLIENT)
+        self.running(flow)
 
     def _refuse(self, flags: str, reason: str) -> None:
         self.context.engine.close_later(self._sock)

@@ -20,6 +20,7 @@ import struct
 from typing import Final
 
 from ztunnel.kernel.pipes import Pipe
+from ztunnel.linux.sockets import limit_receive_buffer, limit_send_buffer
 from ztunnel.relay.engine import Engine
 from ztunnel.relay.flow import ClosedBy, Outcome, Owner
 from ztunnel.relay.joint import Joint
@@ -31,6 +32,9 @@ BULK: int = 1 << 16  # a read of so many bytes has the next one spliced
 MESSAGE: Final = 1 << 14  # a read of fewer bytes is a small message
 JOIN_AFTER: Final = 24  # small messages, both directions together
 CROWD: int = 4  # flows in one round; with more of them a message does not count for that
+
+NEAR_BUFFER: Final = 1 << 20  # bytes that the kernel may hold for an application of this node
+FAR_BUFFER: Final = 4 << 20  # the same, for one that may be far away
 
 _NEVER: Final = -(1 << 62)
 _ABORT: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
@@ -59,8 +63,8 @@ class Leg:
     """
 
     __slots__ = (
-        "bulk", "by", "ended", "fd", "flow", "in_pipe", "mask", "other", "pending", "pipe",
-        "received", "recv_into", "rest", "send", "shut", "sock",
+        "bounded", "bulk", "by", "ended", "fd", "flow", "in_pipe", "mask", "other", "pending",
+        "pipe", "received", "recv_into", "rest", "send", "shut", "sock",
     )  # fmt: skip
 
     def __init__(self, flow: "PairFlow", sock: socket.socket, by: ClosedBy) -> None:
@@ -77,6 +81,7 @@ class Leg:
         self.pending = False
         self.received = 0
         self.bulk = False
+        self.bounded = False
         self.mask: int = _IN
         self.ended = False
         self.shut = False
@@ -118,6 +123,8 @@ class Leg:
             return 0
         self.received += count
         self.bulk = count >= BULK
+        if self.bulk and not self.bounded:
+            self._bound()
         other = self.other
         try:
             sent = other.send(buffer[:count])
@@ -159,6 +166,20 @@ class Leg:
         if other.in_pipe and not flow.closed:
             other.hold_up(b"")
         return count
+
+    def _bound(self) -> None:
+        """This direction carries bulk: bounds what it may hold when its reader stops.
+
+        The kernel lets a buffer grow with what flows, up to tens of megabytes, which a link with a
+        long round trip needs and an application of this node does not.
+        """
+        self.bounded = True
+        if self.flow.remote is not self.by:
+            limit_receive_buffer(self.sock, NEAR_BUFFER)
+        else:
+            limit_receive_buffer(self.sock, FAR_BUFFER)
+        if self.flow.remote is not self.other.by:
+            limit_send_buffer(self.other.sock, NEAR_BUFFER)
 
     def empty_pipe(self) -> None:
         """Sends what is in the pipe, as far as the socket takes it."""
@@ -250,6 +271,9 @@ class Leg:
 class PairFlow:
     """Relays between a client's and a server's socket until both have ended.
 
+    Args:
+        remote: the side that is not on this node, if one is not.
+
     Attributes:
         path: sockmap once the sockets are joined, splice once bulk has gone through a pipe; copy.
         pipes: through which bulk may go.
@@ -257,7 +281,7 @@ class PairFlow:
 
     __slots__ = (
         "_messages", "_paths", "buffer", "client", "closed", "engine", "first", "joint", "owner",
-        "path", "pipes", "server",
+        "path", "pipes", "remote", "server",
     )  # fmt: skip
 
     def __init__(
@@ -266,9 +290,11 @@ class PairFlow:
         client: socket.socket,
         server: socket.socket,
         owner: Owner,
+        remote: ClosedBy | None = None,
     ) -> None:
         self.engine = engine
         self.owner = owner
+        self.remote = remote
         self.buffer = engine.buffers.copy
         self.closed = False
         self.first: ClosedBy | None = None
