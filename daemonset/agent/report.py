@@ -17,7 +17,7 @@ WITHDRAW = "ambientd/withdraw"
 value is any word; reports quote it, so that an old report is not taken for the answer."""
 MOST_PODS = 40
 """So many pods in trouble are told of by name."""
-_FINE = (PodState.ENROLLED, PodState.NOT_IN_MESH)
+_TROUBLE = (PodState.PENDING, PodState.STOPPED, PodState.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def make_report(
     troubles = tuple(
         Trouble(f"{pod.namespace}/{pod.name}", pod.state.value, pod.reason[:300])
         for pod in status.pods
-        if pod.state not in _FINE
+        if pod.state in _TROUBLE
     )
     return NodeReport(
         version,

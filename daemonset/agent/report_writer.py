@@ -1,7 +1,9 @@
 """Keeps the report of this node up to date in the API (see `report`)."""
 
 import logging
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import trio
 
@@ -12,6 +14,9 @@ logger = logging.getLogger("daemonset.agent")
 
 PAUSE = 2.0
 """Seconds between two writings: the states of many pods change together."""
+COUNTS_PAUSE = 30.0
+"""Seconds for which mere numbers of pods may be out of date: every writing is an event for whoever
+watches pods, and pods come and go all the time."""
 _LONGEST_PAUSE = 60.0
 
 
@@ -33,23 +38,25 @@ class ReportWriter:
 
     async def run(self) -> None:
         """Write, until cancelled. Never raises else: what cannot be written is tried again."""
-        written = ""
-        pause = PAUSE
+        written: NodeReport | None = None
+        at, pause = 0.0, PAUSE
         while True:
             changed = self._next_change()
-            text = report_text(self._report())
+            report = self._report()
+            waits = 0.0
+            if written is not None and replace(report, pods=written.pods) == written:
+                waits = at + COUNTS_PAUSE - trio.current_time() if report != written else math.inf
+            if waits > 0:
+                with trio.move_on_after(waits):
+                    await changed.wait()
+                continue
             try:
-                if text != written:
-                    await self._write(text)
-                    written = text
-                pause = PAUSE
+                await self._write(report_text(report))
+                written, at, pause = report, trio.current_time(), PAUSE
             except (ApiError, ApiUnavailableError) as error:
                 logger.warning("the report of this node cannot be written: %s", error)
-                await trio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
-                continue
-            await changed.wait()
-            await trio.sleep(PAUSE)
+            await trio.sleep(pause)
 
     async def _write(self, text: str) -> None:
         body = {"metadata": {"annotations": {REPORT: text}}}

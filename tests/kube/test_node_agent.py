@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 
+from daemonset.agent import report_writer
 from daemonset.agent.agent import AgentConfig
 from daemonset.agent.capture_rules import TABLE
 from daemonset.agent.cni_install import CniFolders
@@ -34,6 +35,12 @@ pytestmark = pytest.mark.root
 REDIRECTION = "ambient.istio.io/redirection"
 MODE = "istio.io/dataplane-mode"
 KINDNET = {"cniVersion": "0.4.0", "name": "k", "plugins": [{"type": "ptp"}]}
+
+
+@pytest.fixture(autouse=True)
+def numbers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports do not wait until more pods have come or gone."""
+    monkeypatch.setattr(report_writer, "COUNTS_PAUSE", 0.2)
 
 
 @pytest.fixture
