@@ -62,9 +62,10 @@ class Ztunnel:
         if uid in self.refuse:
             raise ValueError("as the test wants it")
         with NetworkNamespace(os.dup(netns_fd)) as namespace:
-            self.listeners[uid] = sockets.listen_tcp(
-                "::", 15001, mark=self.mark, namespace=namespace
-            )
+            listener = sockets.listen_tcp("::", 15001, mark=self.mark, namespace=namespace)
+        if uid in self.listeners:  # the next agent tells of it anew
+            self.listeners[uid].close()
+        self.listeners[uid] = listener
 
     async def delete(self, uid: str) -> None:
         self.calls.append(f"delete {uid}")
