@@ -76,10 +76,16 @@ def summary(survey: Survey, doomed: Collection[Doomed]) -> list[str]:
     if not installation.is_there and not captured:
         return [f"{len(doomed)} objects of an earlier installation are deleted"] if doomed else []
     nodes = {node_of(pod) for pod in captured} - {""}
-    lines = [
-        f"{len(captured)} pods on {len(nodes)} nodes leave the mesh: connections that are open "
-        "through it end, new ones are in the clear and without identities",
-    ]
+    if installation.agent is None:
+        lines = [
+            f"{len(captured)} pods on {len(nodes)} nodes carry the annotation {REDIRECTION}, and no"
+            " node agent is there any more: it is taken off them"
+        ]
+    else:
+        lines = [
+            f"{len(captured)} pods on {len(nodes)} nodes leave the mesh: connections that stay open"
+            " through it are cut, new ones are in the clear and without identities"
+        ]
     strict = sorted(
         f"{item['metadata'].get('namespace')}/{item['metadata']['name']}"
         for item in survey.all("peer authentications")
@@ -91,10 +97,13 @@ def summary(survey: Survey, doomed: Collection[Doomed]) -> list[str]:
             "that are still in refuse those that are out. Delete it, or set it to PERMISSIVE, "
             "first if that matters"
         )
-    lines.append(
-        f"the mesh's own parts in {installation.namespace} are deleted, with their roles, "
-        "admission policies and root ConfigMaps"
-    )
+    if installation.is_there:
+        lines.append(
+            f"the mesh's own parts in {installation.namespace} are deleted, with their roles, "
+            "admission policies and root ConfigMaps"
+        )
+    elif doomed:
+        lines.append(f"{len(doomed)} objects of an earlier installation are deleted")
     return lines
 
 

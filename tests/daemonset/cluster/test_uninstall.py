@@ -104,6 +104,9 @@ spec: {mtls: {mode: STRICT}}
     lines = summary(survey(strict, installed=True), [])
     assert any("PeerAuthentication shop/all demands mTLS" in line for line in lines)
     assert any(SYSTEM in line for line in lines)
+    left = "kind: Pod\nmetadata: {name: p, annotations: {ambient.istio.io/redirection: enabled}}\n"
+    [line] = summary(survey(left), [])
+    assert "no node agent is there any more" in line
     assert summary(survey(), []) == []
     assert summary(survey(), [Doomed("/x", "x")]) == [
         "1 objects of an earlier installation are deleted"
