@@ -14,7 +14,13 @@ from functools import partial
 
 import trio
 
-from daemonset.control_plane.conditions import Condition, Judgement, Standing, conditions_of
+from daemonset.control_plane.conditions import (
+    Condition,
+    Judgement,
+    Standing,
+    conditions_of,
+    same_inputs,
+)
 from daemonset.control_plane.objects.meta import ObjectKey
 from daemonset.control_plane.sources.kubernetes import KubernetesSource
 from daemonset.control_plane.translation.settings import MeshSettings
@@ -51,6 +57,8 @@ class ConditionWriter:
         self._settle = (pace or Pace()).settle
         self._retry = (pace or Pace()).longest_pause / 6
         self._judgement: Judgement | None = None
+        self._last: Judgement | None = None
+        self._wanted: dict[ObjectKey, tuple[Condition, ...]] = {}
         self._said: dict[ObjectKey, _Said] = {}
         self._wake = trio.Event()
         self.written = 0
@@ -94,10 +102,16 @@ class ConditionWriter:
         found = {key: one for key, one in self._source.standing.items() if self._is_ours(one)}
         for key in self._said.keys() - found.keys():
             del self._said[key]
-        wanted = await trio.to_thread.run_sync(
-            partial(conditions_of, found, judgement, self._settings)
-        )
-        return await self._write_each(found, wanted)
+        if not (
+            self._last is not None
+            and same_inputs(self._last, judgement)
+            and self._wanted.keys() == found.keys()
+        ):
+            self._wanted = await trio.to_thread.run_sync(
+                partial(conditions_of, found, judgement, self._settings)
+            )
+            self._last = judgement
+        return await self._write_each(found, self._wanted)
 
     async def _write_each(
         self,

@@ -11,6 +11,7 @@ from daemonset.control_plane.conditions import (
     Condition,
     Judgement,
     conditions_of,
+    same_inputs,
     standing,
 )
 from daemonset.control_plane.objects.meta import ObjectKey
@@ -230,6 +231,15 @@ def test_what_stands_in_an_object_is_read_as_far_as_it_can_be() -> None:
     nonsense = [{}, {"metadata": 1, "status": []}, {"status": {"conditions": {}}}]
     for broken in nonsense:
         assert standing(broken, "ServiceEntry").conditions == ()
+
+
+def test_what_leads_to_other_conditions_is_seen() -> None:
+    objects = object_set([])
+    before = Judgement(objects, (), (), ())
+    assert same_inputs(before, Judgement(objects, before.services, before.findings, ()))
+    problem = Problem("", 0, "AuthorizationPolicy a/b", "", "c")
+    assert not same_inputs(before, Judgement(objects, (), (), (problem,)))
+    assert not same_inputs(before, Judgement(object_set([]), (), (), ()))
 
 
 def test_every_kind_has_conditions_of_its_own() -> None:
