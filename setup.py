@@ -71,7 +71,8 @@ def compiled() -> dict[str, Any]:
         if "egg_info" in sys.argv:  # pip asks what the build needs
             return {"setup_requires": needed()}
         raise
-    modules = mypycify(OPTIONS + hot_rooms(), opt_level="3", debug_level="0")
+    level = os.environ.get("MYPYC_OPT_LEVEL", "3")  # 0 for who wants it soon, not fast
+    modules = mypycify(OPTIONS + hot_rooms(), opt_level=level, debug_level="0")
     return {"setup_requires": needed(), "ext_modules": modules}
 
 

@@ -194,7 +194,8 @@ class KernelTunnel(Tunnel):
         if not isinstance(flow, StreamFlow) or not flow.takes_pipe:
             return 0
         try:
-            piped, count = fill(self._paths, self.fd, http.payload_left, by_record=True)
+            most = min(http.payload_left, READ)  # others are to have their turn
+            piped, count = fill(self._paths, self.fd, most, by_record=True)
         except OSError:
             return 0  # reading says the same
         if piped is None:

@@ -48,6 +48,29 @@ async def test_connections_share_one_tunnel(pair: Pair) -> None:
         await stream.aclose()
 
 
+async def test_tunnels_that_carry_bulk_try_to_move_into_the_kernel(pair: Pair) -> None:
+    """Both proxies' ends do where kTLS is on; where the kernel refuses, nothing is lost by it."""
+    paths = pair.mesh.engine.paths
+    paths.ktls = True
+    stream = await pair.dial()
+    payload = random.Random(2).randbytes(6 << 20)
+
+    async def send() -> None:
+        await stream.send_all(payload)
+        await stream.send_eof()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        with trio.fail_after(30):
+            assert await receive_all(stream) == payload
+    await stream.aclose()
+    taken = paths.ktls  # this kernel has the tls module
+    assert taken or "refused while in use" in paths.reasons["ktls"]
+    expected = f'path="{"ktls" if taken else "tls"}"'
+    for direction in ("outbound", "inbound"):
+        assert expected in await pair.mesh.line(f'direction="{direction}"', "connection complete")
+
+
 async def test_the_client_may_finish_first(pair: Pair) -> None:
     stream = await pair.dial()
     payload = random.Random(1).randbytes(300_000)
