@@ -17,7 +17,7 @@ from daemonset.cluster.members import (
     namespace_labels,
     pods_of,
 )
-from daemonset.cluster.names import CONTROL_PLANE
+from daemonset.cluster.names import AGENT, CONTROL_PLANE
 from daemonset.cluster.survey import Survey
 from daemonset.control_plane.ca.root_maps import KEY, MANAGED_BY, OWNER
 from daemonset.control_plane.ca.secret_authority import ROOT_MAP
@@ -38,6 +38,7 @@ def check_system(survey: Survey, findings: Findings) -> None:
     _quota(survey, findings)
     if survey.installation.is_there:
         _withdrawal(survey, findings)
+        _revisions(survey, findings)
         _control_plane(survey, findings)
         _roots(survey, findings)
     _modes(survey, findings)
@@ -104,6 +105,22 @@ def _withdrawal(survey: Survey, findings: Findings) -> None:
             "has the node agents leave their nodes: no pod is in the mesh, or will be.",
             "`ambient uninstall` goes on with it, `ambient uninstall --cancel` takes it back.",
         )
+
+
+def _revisions(survey: Survey, findings: Findings) -> None:
+    """Agents and control plane must agree on whose a pod is."""
+    installation = survey.installation
+    agents, plane = installation.enrolment.revision, installation.settings.revision
+    if installation.agent is None or installation.control_plane is None or agents == plane:
+        return
+    findings.error(
+        ObjectKey("DaemonSet", installation.namespace, AGENT),
+        "spec.template.spec.containers[0].args",
+        "TwoRevisions",
+        f"is of revision {agents}, and the control plane of {plane}: agents capture pods that the "
+        "control plane leaves to somebody else, and the other way round.",
+        "Give both the same --revision.",
+    )
 
 
 def _control_plane(survey: Survey, findings: Findings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 
@@ -242,6 +243,14 @@ def test_an_uninstallation_that_was_stopped_is_told_of() -> None:
     assert "Withdrawn" not in reasons(one)
     system["metadata"]["labels"]["ambientd/withdraw"] = "now"
     assert "--cancel" in finding(one, "Withdrawn").advice
+
+
+def test_agents_and_control_plane_must_be_of_one_revision() -> None:
+    one = survey(HEALTHY, installed=True)
+    assert "TwoRevisions" not in reasons(one)
+    settings = dataclasses.replace(one.installation.settings, revision="canary")
+    installation = dataclasses.replace(one.installation, settings=settings)
+    assert "TwoRevisions" in reasons(dataclasses.replace(one, installation=installation))
 
 
 def test_gke_wants_a_quota() -> None:
