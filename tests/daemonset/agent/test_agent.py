@@ -193,6 +193,22 @@ async def test_a_running_pod_comes_and_goes_by_its_label(cluster: Cluster, tmp_p
             assert this.ztunnel.calls == ["add uid-0", "delete uid-0"] * 2
 
 
+async def test_what_is_left_on_a_node_is_looked_for_there(cluster: Cluster, tmp_path: Path) -> None:
+    one, other, _ = cluster.pods
+    outside = pod_of(other, namespace_labels={})
+    async with node(cluster, tmp_path, pod_of(one), outside) as this:
+        await this.until_state("uid-0", PodState.ENROLLED)
+        left = await trio.to_thread.run_sync(this.agent.leftovers)
+        assert left == ["the node's own rules", "pod shop/pod-0: rules"]
+        with trio.fail_after(30):
+            await this.agent.dissolve()
+        assert await trio.to_thread.run_sync(this.agent.leftovers) == []
+        # Not what was done counts, but what is there.
+        Capture(other.namespace, CaptureOptions(this.agent.mark)).apply()
+        left = await trio.to_thread.run_sync(this.agent.leftovers)
+        assert left == ["pod shop/pod-1: rules"]
+
+
 async def test_a_pod_that_leaves_gets_its_connections_closed_not_lost(
     cluster: Cluster, tmp_path: Path
 ) -> None:
