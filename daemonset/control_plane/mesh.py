@@ -42,7 +42,7 @@ class Mesh:
         self.findings: tuple[Finding, ...] = ()
         self.services: tuple[ServiceInfo, ...] = ()
         self.snapshot = Snapshot(0, {}, {})
-        self.directory = Directory({}, lambda pod: False)
+        self.directory = Directory({}, lambda pod: False, {})
 
     def update(
         self,
@@ -62,7 +62,8 @@ class Mesh:
             translation.residents,
         )
         seconds = time.perf_counter() - started
-        self.directory = Directory(objects.pods, _belonging(objects, captured, self._settings))
+        belongs = _belonging(objects, captured, self._settings)
+        self.directory = Directory(objects.pods, belongs, translation.residents)
         self.snapshot = snapshot
         self.services = translation.services
         if translation.findings is not self.findings:

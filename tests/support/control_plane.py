@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
+from daemonset.control_plane.ca.admission import Directory
 from daemonset.control_plane.objects.objectset import ObjectSet
+from daemonset.control_plane.objects.pod import Pod
 from daemonset.control_plane.sources.file_reader import read_file
 from daemonset.control_plane.sources.folder_state import FolderState
 from daemonset.control_plane.translation.finding import Finding
@@ -20,6 +23,13 @@ def read_objects(text: str) -> ObjectSet:
     state.apply({"mesh.yaml": read_file("mesh.yaml", textwrap.dedent(text).encode())})
     assert not state.problems, [str(problem) for problem in state.problems]
     return state.objects
+
+
+def directory_of(text: str, belongs: Callable[[Pod], bool] = lambda pod: True) -> Directory:
+    """What admission knows of a mesh."""
+    objects = read_objects(text)
+    residents = Translator(MeshSettings()).translate(objects).residents
+    return Directory(objects.pods, belongs, residents)
 
 
 class Translated:

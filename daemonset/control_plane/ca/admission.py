@@ -6,11 +6,12 @@ live on its own node and belong to the mesh, in the mesh's trust domain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from daemonset.control_plane.ca.authenticator import Caller
 from daemonset.control_plane.objects.pod import Pod
+from daemonset.control_plane.translation.resident import Groups, Viewpoint
 from ztunnel.mesh.identity import Identity, IdentityError
 
 
@@ -25,10 +26,19 @@ class Directory:
     Attributes:
         pods: by (namespace, name).
         belongs: is this pod in the mesh, or wanted in it?
+        residents: the same pods by where they live.
     """
 
     pods: Mapping[tuple[str, str], Pod]
     belongs: Callable[[Pod], bool]
+    residents: Groups
+
+    def on_node(self, node: str) -> Iterator[Pod]:
+        """Pods that have not ended."""
+        for key in self.residents.get(Viewpoint(node=node), ()):
+            pod = self.pods.get((key.namespace, key.name))
+            if key.kind == "Pod" and pod is not None:
+                yield pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +107,16 @@ class Admission:
         return pod.node
 
     def _check_lives_on(self, node: str, identity: Identity, directory: Directory) -> None:
+        def runs_as_it(pod: Pod) -> bool:
+            own = (pod.meta.namespace, pod.service_account)
+            return own == (identity.namespace, identity.service_account) and not pod.finished
+
+        here = [pod for pod in directory.on_node(node) if runs_as_it(pod)]
+        if any(pod.node == node and directory.belongs(pod) for pod in here):
+            return
         account = f"{identity.namespace}/{identity.service_account}"
-        elsewhere = outside = False
-        for pod in directory.pods.values():
-            if pod.meta.namespace != identity.namespace or pod.finished:
-                continue
-            if pod.service_account != identity.service_account:
-                continue
-            if pod.node != node:
-                elsewhere = True
-            elif not directory.belongs(pod):
-                outside = True
-            else:
-                return
-        if outside:
+        if here:
             raise RefusedError(f"the pods of {account} on {node} are not in the mesh")
-        if elsewhere:
+        if any(map(runs_as_it, directory.pods.values())):
             raise RefusedError(f"pods of {account} live on other nodes, none on {node}")
         raise RefusedError(f"no pod of {account} lives on {node}")

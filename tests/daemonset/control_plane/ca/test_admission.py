@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from daemonset.control_plane.ca.admission import Admission, Directory, RefusedError
+from daemonset.control_plane.ca.admission import Admission, RefusedError
 from daemonset.control_plane.ca.authenticator import Caller
-from tests.support.control_plane import read_objects
+from tests.support.control_plane import directory_of
 
 PODS = """
 {apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop},
@@ -42,7 +42,7 @@ PODS = """
 {apiVersion: v1, kind: Pod, metadata: {name: new, namespace: istio-system, uid: u-4},
  spec: {serviceAccountName: ztunnel}}
 """
-DIRECTORY = Directory(read_objects(PODS).pods, lambda pod: pod.meta.labels.get("mesh") != "no")
+DIRECTORY = directory_of(PODS, lambda pod: pod.meta.labels.get("mesh") != "no")
 ADMISSION = Admission("cluster.local", frozenset({"istio-system/ztunnel"}))
 IN_POD = Caller("istio-system", "ztunnel", pod="zt-a", pod_uid="u-1", node="node-a")
 ON_NODE = Caller("istio-system", "ztunnel", node="node-a")
@@ -67,7 +67,7 @@ def test_everybody_may_have_their_own() -> None:
 def test_a_node_proxy_may_have_its_own_by_name(caller: Caller) -> None:
     """Though its pod need not be in the mesh."""
     own = uri("ztunnel", namespace="istio-system")
-    outside = Directory(DIRECTORY.pods, lambda pod: False)
+    outside = directory_of(PODS, lambda pod: False)
     assert ADMISSION.identity(caller, own, outside).uri == own
 
 

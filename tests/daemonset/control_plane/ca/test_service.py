@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from daemonset.control_plane.ca.admission import Admission, Directory
+from daemonset.control_plane.ca.admission import Admission
 from daemonset.control_plane.ca.authority import AuthorityHolder
 from daemonset.control_plane.ca.csr import CsrError, public_key_of
 from daemonset.control_plane.ca.generations import open_state
@@ -23,7 +23,7 @@ from daemonset.control_plane.ca.issuer import new_key
 from daemonset.control_plane.ca.service import CertificateService, RefusalError
 from daemonset.control_plane.ca.tokens import TokenSigner, TokenSubject, TokenVerifier
 from daemonset.control_plane.metrics import ControlPlaneMetrics
-from tests.support.control_plane import read_objects
+from tests.support.control_plane import directory_of
 from ztunnel.proto.ca_pb2 import IstioCertificateRequest
 
 POD = """
@@ -56,7 +56,7 @@ class Ca:
         now = datetime.datetime.now(datetime.UTC)
         self.authority = open_state(state, "cluster.local", now)
         self.metrics = ControlPlaneMetrics()
-        directory = Directory(read_objects(POD).pods, lambda pod: True)
+        directory = directory_of(POD)
         self.service = CertificateService(
             AuthorityHolder(self.authority),
             TokenVerifier(SIGNER.public_key),
