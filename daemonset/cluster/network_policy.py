@@ -58,7 +58,7 @@ class Peer:
 
     def matches(self, end: End, home: str) -> bool:
         if self.block is not None:
-            return bool(end.ips) and all(map(self.block.holds, end.ips))
+            return any(map(self.block.holds, end.ips))  # one for each family
         if self.namespaces is None:
             if end.namespace != home:
                 return False

@@ -132,7 +132,7 @@ def _kinds(policies: Sequence[Policy], pods: Iterable[End]) -> Iterable[End]:
     seen: set[object] = set()
     for pod in pods:
         labels = frozenset((name, pod.labels.get(name)) for name in asked)
-        inside = tuple(all(map(block.holds, pod.ips)) and bool(pod.ips) for block in blocks)
+        inside = tuple(any(map(block.holds, pod.ips)) for block in blocks)
         kind = (pod.namespace, labels, inside, frozenset(pod.ports.items()))
         if kind not in seen:
             seen.add(kind)

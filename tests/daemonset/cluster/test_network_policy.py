@@ -72,6 +72,13 @@ def test_what_a_policy_lets_in(spec: str, source: End, port: int, lets: bool) ->
     assert passage([policy(spec)], INGRESS, source, DB).lets(port) is lets
 
 
+def test_a_block_of_one_family_holds_pods_of_two() -> None:
+    only = policy("{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/16}}]}]}")
+    both = End("shop", "x", {}, {}, ("10.0.0.9", "fd00::9"))
+    assert passage([only], INGRESS, both, DB).lets(1)
+    assert not passage([only], INGRESS, End("shop", "y", {}, {}, ("fd00::9",)), DB).lets(1)
+
+
 def test_rules_of_several_policies_add_up() -> None:
     policies = [
         policy("{podSelector: {}, ingress: [{ports: [{port: 80}]}]}", "a"),
