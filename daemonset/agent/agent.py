@@ -182,6 +182,7 @@ class Agent:
                 nursery.start_soon(self._keep_status)
                 # Not before: a snapshot that is not complete would end what is being served.
                 await self._reconciler.first_pass.wait()
+                await self._forget_probes_of_others()
                 await nursery.start(self._server.run)
                 nursery.start_soon(self._follow_ztunnels)
                 nursery.start_soon(self._guard_host_rules)
@@ -190,6 +191,12 @@ class Agent:
         finally:
             self._server.close()
             self._host.close()
+
+    async def _forget_probes_of_others(self) -> None:
+        """What the agent before this one has left for pods that are gone, or have left the mesh."""
+        uids = {status.uid for status in self.status.pods if not status.out_of_mesh}
+        async with self._services.probes_lock:
+            await self._services.in_thread(lambda: self._probes.keep_only(uids))
 
     async def _guard_host_rules(self) -> None:
         while True:

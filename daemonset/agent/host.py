@@ -9,7 +9,7 @@ sends under that address from outside the node, or from a pod, is not heard.
 """
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from daemonset.agent.capture import CaptureError, explained
 from daemonset.agent.capture_rules import PROBE_V4, PROBE_V6
@@ -70,6 +70,10 @@ def host_table() -> Table:
     )
 
 
+def _address(key: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET6 if len(key) == 16 else socket.AF_INET, key)
+
+
 class HostProbes:
     """The addresses that the node may probe, each with the uid of the pod that has it now.
 
@@ -87,11 +91,25 @@ class HostProbes:
         return dict(self._owners)
 
     def start(self) -> None:
-        """Put the rules in place, with no address in the sets but those that are known here.
+        """Put the rules in place.
 
-        What an agent before this one has left is gone with that: addresses change hands.
+        Addresses that an agent before this one has left stay, as those of the pods that they were
+        for: probes would fail until each pod was looked at anew, and pods be restarted for it.
+        Addresses change hands, so that `keep_only` must follow once all pods are known.
         """
+        try:
+            with Nftables(self._namespace) as nftables:
+                found = nftables.read(TABLE)
+        except OSError as error:
+            raise CaptureError(explained("cannot read the node's rules", error)) from error
+        for entry in found.sets if found is not None else ():
+            if entry.name in (SET_V4, SET_V6):
+                self._owners |= {_address(each.key): each.comment for each in entry.elements}
         self._replace("cannot set the node's rules up")
+
+    def keep_only(self, uids: Collection[str]) -> None:
+        """Take out the addresses of all other pods."""
+        self._change({address for address, uid in self._owners.items() if uid not in uids}, {})
 
     def add(self, uid: str, addresses: Iterable[str]) -> None:
         """These are the pod's addresses now: new ones are added, others of this uid taken out.

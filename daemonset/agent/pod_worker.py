@@ -2,9 +2,9 @@
 
 Each pod has a task of its own: whatever fails is retried with growing pauses, and holds up nobody
 else. Into the mesh: namespace, ztunnel, rules, probes. Should the rules fail, the pod is cut off;
-should ztunnel fail, its connections are refused, since they are captured by then. Out of it: no
-probes, no new connections captured, everybody is told, connections come to their end (see leaving),
-ztunnel lets go, and only then the rules go.
+should ztunnel fail, its connections are refused, since they are captured by then, and only probes
+pass. Out of it: no probes, no new connections captured, everybody is told, connections come to
+their end (see leaving), ztunnel lets go, and only then the rules go.
 """
 
 import logging
@@ -188,10 +188,11 @@ class PodWorker:
             if self.status.state is not PodState.ENROLLED:
                 self._report(PodState.ENROLLING, "captured; waiting for ztunnel")
         try:
-            if not served:
-                await services.server.add(pod.uid)
+            # Probes go past ztunnel: that it is away is no reason to restart the pod.
             async with services.probes_lock:
                 await services.in_thread(lambda: services.probes.add(pod.uid, pod.addresses))
+            if not served:
+                await services.server.add(pod.uid)
         except (ZtunnelError, CaptureError) as error:
             self._report(PodState.PENDING, str(error))
             raise

@@ -460,6 +460,33 @@ async def test_an_agent_that_restarts_disturbs_nobody(cluster: Cluster, tmp_path
     ztunnel.close()
 
 
+async def test_probes_pass_while_agents_change_and_ztunnel_is_away(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """A pod whose probes fail for seconds is taken out of its Services, or restarted."""
+    one = cluster.pods[0]
+    with sockets.listen_tcp("::", 80, namespace=one.namespace) as app:
+
+        def is_probed() -> bool:
+            with sockets.start_connect((one.v4, 80), namespace=cluster.host):
+                if not select.select([app], [], [], 5)[0]:
+                    return False
+                with app.accept()[0] as served:
+                    return sockets.peer_of(served)[0] == PROBE_V4
+
+        async with node(cluster, tmp_path, pod_of(one), started=False) as this:
+            await this.until_state("uid-0", PodState.PENDING)  # without ztunnel
+            assert is_probed()
+            this.start_ztunnel()
+            await this.until_state("uid-0", PodState.ENROLLED)
+        assert is_probed()
+        async with node(cluster, tmp_path, started=False) as this:  # nobody is in the mesh now
+            assert this.agent._probes.addresses == {}
+        async with node(cluster, tmp_path, pod_of(one)) as this:
+            await this.until_state("uid-0", PodState.ENROLLED)
+        assert is_probed()
+
+
 async def test_a_pod_with_a_new_namespace_is_a_new_pod(cluster: Cluster, tmp_path: Path) -> None:
     one, other, _ = cluster.pods
     async with node(cluster, tmp_path, pod_of(one)) as this:

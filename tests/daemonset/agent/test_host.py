@@ -154,9 +154,25 @@ def test_addresses_belong_to_uids(cluster: Cluster, probes: HostProbes) -> None:
     assert held(cluster) == {address_bytes("10.1.0.1"): "b", address_bytes("10.1.0.2"): "b"}
     assert probes.addresses == {"10.1.0.1": "b", "10.1.0.2": "b"}
     probes.remove("never was")
-    # Another agent starts, and knows nothing of them.
-    HostProbes(cluster.host).start()
-    assert held(cluster) == {}
+
+
+def test_probes_go_on_while_the_next_agent_looks_at_the_pods(
+    cluster: Cluster, probes: HostProbes
+) -> None:
+    probes.add("a", ["10.1.0.1", "fd01::1"])
+    probes.add("b", ["10.1.0.2"])
+    probes.add("c", ["10.1.0.3"])
+    after = HostProbes(cluster.host)
+    after.start()
+    assert len(held(cluster)) == 4
+    after.add("b", ["10.1.0.3"])  # it was c's until a moment ago
+    after.keep_only({"a", "b"})
+    assert held(cluster) == {
+        address_bytes("10.1.0.1"): "a",
+        address_bytes("fd01::1"): "a",
+        address_bytes("10.1.0.3"): "b",
+    }
+    assert after.repair() == []
 
 
 def test_what_somebody_changed_is_repaired(cluster: Cluster, probes: HostProbes) -> None:
