@@ -62,8 +62,8 @@ class KubernetesBackend:
         self.source = KubernetesSource(client, pace)
         self.verifier = TokenReviewVerifier(client)
         self.election = LeaderElection(client, replica.namespace, LEASE, replica.name, lease_times)
-        self._maps = RootMaps(client, self.election, lambda: self._roots, pace)
         self.conditions = ConditionWriter(client, self.election, self.source, settings, pace)
+        self._maps = RootMaps(client, self.election, lambda: self._roots, replica.namespace, pace)
 
     @classmethod
     async def open(

@@ -99,6 +99,10 @@ async def test_a_root_is_made_once_and_handed_out_everywhere(mesh: Cluster) -> N
         patch = partial(mesh.call, content_type="application/merge-patch+json")
         await in_thread(patch, "PATCH", at, {"data": {"root-cert.pem": "nonsense"}})
         await handed_out(mesh, roots, "shop")
+        # Kubernetes takes the maps away with the control plane's namespace.
+        home = await in_thread(mesh.call, "GET", "/api/v1/namespaces/ambient-system")
+        [owner] = (await in_thread(mesh.call, "GET", at))["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["uid"]) == ("Namespace", home["metadata"]["uid"])
     made = await in_thread(mesh.call, "GET", f"{SECRETS}/istio-ca-secret")
     assert made["type"] == "istio.io/ca-root"
     assert {"ca-cert.pem", "ca-key.pem", "root-cert.pem"} <= made["data"].keys()

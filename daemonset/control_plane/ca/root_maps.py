@@ -2,12 +2,16 @@
 
 A map that somebody else keeps, with other roots in it, is left alone and complained about: two
 owners that write over each other would cut off workloads in turn.
+
+Nobody is left to take them away once the mesh is uninstalled: they belong to the control plane's
+own namespace, and Kubernetes collects them when it is gone.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 import trio
 
@@ -28,11 +32,20 @@ _NAMESPACES = Resource("", ("v1",), "namespaces")
 _log = logging.getLogger("daemonset.control_plane.ca")
 
 
+class _Map(NamedTuple):
+    """What is there: the roots, whether we wrote it, and the namespace (its UID) that owns it."""
+
+    roots: str
+    is_ours: bool
+    owner: str
+
+
 class RootMaps:
     """Keeps the maps as they should be, while this process leads.
 
     Args:
         roots: the PEM to hand out now.
+        home: the control plane's namespace, with which the maps go.
     """
 
     def __init__(
@@ -40,13 +53,15 @@ class RootMaps:
         client: KubeClient,
         election: LeaderElection,
         roots: Callable[[], str],
+        home: str,
         pace: Pace | None = None,
     ) -> None:
+        self._home = ("", home)
         self._client = client
         self._election = election
         self._roots = roots
-        self._maps: Table[tuple[str, bool]] = Table(_content)
-        self._namespaces: Table[bool] = Table(_is_alive)
+        self._maps: Table[_Map] = Table(_content)
+        self._namespaces: Table[str] = Table(_uid)
         self._wake = trio.Event()
         self._foreign: set[str] = set()
         limiter = trio.CapacityLimiter(1)
@@ -74,7 +89,7 @@ class RootMaps:
                     await trio.sleep(_RETRY_SECONDS)
                     self.look()
 
-    async def _follow(self, what: Table[bool] | Table[tuple[str, bool]] | LeaderElection) -> None:
+    async def _follow(self, what: Table[str] | Table[_Map] | LeaderElection) -> None:
         while True:
             await what.changed.wait()
             self.look()
@@ -89,14 +104,17 @@ class RootMaps:
                 break
             roots = self._roots()
             found = self._maps.values.get((namespace, ROOT_MAP))
-            if found is not None and found[0] == roots:
+            # Not known while it is being deleted; the owner that was written stays.
+            owner = self._namespaces.values.get(self._home, "")
+            if found is not None and found.roots == roots:
                 self._foreign.discard(namespace)
-                continue
-            if found is not None and not found[1]:
+                if not found.is_ours or owner in ("", found.owner):
+                    continue
+            if found is not None and not found.is_ours:
                 self._complain(namespace)
                 continue
             try:
-                await self._write(namespace, roots)
+                await self._write(namespace, roots, owner or (found.owner if found else ""))
             except (ApiError, ApiUnavailableError) as error:
                 # One that is being deleted takes nothing new, and is soon gone.
                 if not (isinstance(error, ApiError) and "being terminated" in str(error)):
@@ -114,15 +132,19 @@ class RootMaps:
                 ROOT_MAP,
             )
 
-    async def _write(self, namespace: str, roots: str) -> None:
+    async def _write(self, namespace: str, roots: str, owner: str) -> None:
+        meta: Json = {
+            "name": ROOT_MAP,
+            "namespace": namespace,
+            "labels": {MANAGED_BY: OWNER, "istio.io/config": "true"},
+        }
+        if owner:
+            reference = {"apiVersion": "v1", "kind": "Namespace", "name": self._home[1]}
+            meta["ownerReferences"] = [{**reference, "uid": owner}]
         body = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": {
-                "name": ROOT_MAP,
-                "namespace": namespace,
-                "labels": {MANAGED_BY: OWNER, "istio.io/config": "true"},
-            },
+            "metadata": meta,
             "data": {KEY: roots},
         }
         path = f"/api/v1/namespaces/{namespace}/configmaps/{ROOT_MAP}"
@@ -130,11 +152,17 @@ class RootMaps:
         await self._client.call("PATCH", path, query, body, APPLY_PATCH)
 
 
-def _content(item: Json) -> tuple[str, bool]:
-    """The roots that are there, and is the map ours?"""
-    labels = item["metadata"].get("labels") or {}
-    return str((item.get("data") or {}).get(KEY, "")), labels.get(MANAGED_BY) == OWNER
+def _content(item: Json) -> _Map:
+    meta = item["metadata"]
+    owners = [each["uid"] for each in meta.get("ownerReferences") or ()]
+    return _Map(
+        str((item.get("data") or {}).get(KEY, "")),
+        (meta.get("labels") or {}).get(MANAGED_BY) == OWNER,
+        owners[0] if owners else "",
+    )
 
 
-def _is_alive(item: Json) -> bool | None:
-    return None if item["metadata"].get("deletionTimestamp") else True
+def _uid(item: Json) -> str | None:
+    """Of a namespace that lives on."""
+    meta = item["metadata"]
+    return None if meta.get("deletionTimestamp") else str(meta["uid"])
