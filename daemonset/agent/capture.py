@@ -18,6 +18,7 @@ from daemonset.agent.capture_rules import (
     capture_table,
     stop_table,
 )
+from ztunnel.kernel import direct_rules
 from ztunnel.linux import netns
 from ztunnel.linux.conntrack import forget_direct_connections
 from ztunnel.linux.netlink import NetlinkError
@@ -185,7 +186,7 @@ class Capture:
                 logger.info("connections from before the capture end when they are used: %s", error)
         try:
             # Those that were made since the rules are there are captured already, and live on.
-            forget_direct_connections(self._namespace, ANSWERS.mask)
+            forget_direct_connections(self._namespace, ANSWERS.mask | direct_rules.TAG_MASK)
         except NetlinkError as error:
             # Without conntrack netlink: connections that were not tracked before end nevertheless.
             logger.warning("connections from before the capture may go on: %s", error)

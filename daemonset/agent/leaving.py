@@ -12,6 +12,8 @@ import trio
 
 from daemonset.agent.capture_rules import HBONE_PORT
 from daemonset.agent.pods import Pod
+from ztunnel.kernel import direct_rules
+from ztunnel.linux.conntrack_entries import Conntrack
 from ztunnel.linux.netlink import NetlinkError
 from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.linux.sock_diag import count_marked
@@ -53,7 +55,7 @@ async def wait_until_drained(
     try:
         with trio.move_on_after(DRAIN_SECONDS):
             while quiet < QUIET:
-                count = await in_thread(lambda: count_marked(namespace, mark, mask, (HBONE_PORT,)))
+                count = await in_thread(lambda: _count(namespace, mark, mask))
                 quiet = quiet + 1 if not count else 0
                 await trio.sleep(LOOK)
     except NetlinkError as error:
@@ -64,3 +66,10 @@ async def wait_until_drained(
             " are cut",
             pod, count, DRAIN_SECONDS,
         )  # fmt: skip
+
+
+def _count(namespace: NetworkNamespace, mark: int, mask: int) -> int:
+    """Connections through ztunnel, and those that it lets past itself. Raises NetlinkError."""
+    with Conntrack(namespace) as conntrack:
+        past = conntrack.count_open(direct_rules.TAG, direct_rules.TAG_MASK)
+    return past + count_marked(namespace, mark, mask, (HBONE_PORT,))

@@ -28,6 +28,7 @@ from daemonset.local.metrics_lines import Sample, parse_samples
 from daemonset.local.observe import AccessLog, Observer
 from daemonset.local.processes import last_lines, python
 from daemonset.local.run_directory import RunDirectory
+from daemonset.local.shared_files import agent_of
 from daemonset.local.topology import PodPlan
 from tests.support.lab import node_yaml, pod_yaml
 
@@ -105,10 +106,27 @@ class MeshLab:
         self.write(f"namespace-{namespace}.yaml", namespace_yaml(namespace, in_mesh=True))
         self.settle(in_mesh=[pod.key for pod in self._pods(namespace)])
 
-    def release(self, namespace: str = "default") -> None:
-        """Take the label away and wait until none of its pods is in the mesh any more."""
+    def withdraw(self, namespace: str = "default") -> None:
+        """Take the label away and wait until nobody reaches its pods through tunnels any more.
+        Connections from before may go on for a while."""
         self.write(f"namespace-{namespace}.yaml", namespace_yaml(namespace, in_mesh=False))
         self.settle(outside=[pod.key for pod in self._pods(namespace)])
+
+    def release(self, namespace: str = "default") -> None:
+        """Take the label away and wait until nothing of the mesh is left in any of its pods."""
+        self.withdraw(namespace)
+        leaving = {pod.key for pod in self._pods(namespace)}
+
+        def have_left() -> bool:
+            agents = [agent_of(self.mesh.run.path, node) for node in self.mesh.topology.nodes]
+            return not any(
+                f"{pod.namespace}/{pod.name}" in leaving and not pod.out_of_mesh
+                for agent in agents
+                if agent is not None
+                for pod in agent.pods
+            )
+
+        self.wait(have_left, f"{namespace} has left the mesh")
 
     def policy(self, name: str, spec: str, namespace: str = "default") -> None:
         """Write an AuthorizationPolicy (*spec* is YAML in flow style) and wait until each ztunnel

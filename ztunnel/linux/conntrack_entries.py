@@ -14,6 +14,7 @@ from ztunnel.linux.sockets import SocketAddress
 _GET = 1 << 8 | 1
 _ORIGINAL, _PROTOCOL_STATE, _MARK, _MARK_MASK = 1, 4, 8, 21
 _CLOSED_FIRST = 4  # IP_CT_TCP_FLAG_CLOSE_INIT
+_OPEN = range(1, 6)  # TCP_CONNTRACK_SYN_SENT to TCP_CONNTRACK_CLOSE_WAIT
 _RESET = 8  # TCP_CONNTRACK_CLOSE
 
 
@@ -56,16 +57,24 @@ class Conntrack:
         """(source, destination, mark) of each TCP connection with that mark under that mask."""
         found = []
         for family in (socket.AF_INET, socket.AF_INET6):
-            body = struct.pack("!BBH", family, 0, 0)
-            body += attribute(_MARK, struct.pack("!I", mark))
-            body += attribute(_MARK_MASK, struct.pack("!I", mask))
-            for message in self._netlink.dump(_GET, body):
+            for message in self._netlink.dump(_GET, _with_mark(family, mark, mask)):
                 entry = attributes(message.body[4:])
                 ends = _ends(family, entry[_ORIGINAL])
                 (seen,) = struct.unpack("!I", entry.get(_MARK, bytes(4)))
                 if ends is not None and seen & mask == mark:
                     found.append((*ends, seen))
         return found
+
+    def count_open(self, mark: int, mask: int) -> int:
+        """How many TCP connections with that mark under that mask have not come to their end."""
+        count = 0
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for message in self._netlink.dump(_GET, _with_mark(family, mark, mask)):
+                entry = attributes(message.body[4:])
+                (seen,) = struct.unpack("!I", entry.get(_MARK, bytes(4)))
+                tcp = attributes(attributes(entry.get(_PROTOCOL_STATE, b"")).get(1, b""))
+                count += seen & mask == mark and tcp.get(1, b"\0")[0] in _OPEN
+        return count
 
     def close(self) -> None:
         self._netlink.close()
@@ -75,6 +84,11 @@ class Conntrack:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _with_mark(family: int, mark: int, mask: int) -> bytes:
+    body = struct.pack("!BBH", family, 0, 0) + attribute(_MARK, struct.pack("!I", mark))
+    return body + attribute(_MARK_MASK, struct.pack("!I", mask))
 
 
 def _family(address: SocketAddress) -> bytes:

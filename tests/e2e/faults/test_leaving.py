@@ -101,7 +101,7 @@ def test_what_does_not_end_is_cut_after_a_while_and_the_log_says_so(lab: FaultLa
     agent = mesh.mesh.processes.running[agent_name("node-2")].program.log
     with echo(mesh, "server", 7000), connect(mesh, "client", lab.server) as held:
         exchange(held, b"before")
-        mesh.release()
+        mesh.withdraw()
         assert exchange(held, b"it may still end by itself") == b"it may still end by itself"
         words = "default/server leaves the mesh: 1 connections that began before and have not ended"
         mesh.wait(lambda: words in agent.read_text(), "the agent says what it cuts")
