@@ -17,7 +17,7 @@ WITHDRAW = "ambientd/withdraw"
 value is any word; reports quote it, so that an old report is not taken for the answer."""
 MOST_PODS = 40
 """So many pods in trouble are told of by name."""
-_TROUBLE = (PodState.PENDING, PodState.STOPPED, PodState.FAILED)
+_NAMED = (PodState.PENDING, PodState.STOPPED, PodState.FAILED, PodState.LEAVING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A pod that is not as it is wanted."""
+    """A pod that is not as it is wanted, or on its way out of the mesh."""
 
     pod: str
     state: str
@@ -91,7 +91,7 @@ def make_report(
     troubles = tuple(
         Trouble(f"{pod.namespace}/{pod.name}", pod.state.value, pod.reason[:300])
         for pod in status.pods
-        if pod.state in _TROUBLE
+        if pod.state in _NAMED
     )
     return NodeReport(
         version,

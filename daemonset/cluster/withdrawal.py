@@ -9,6 +9,8 @@ from daemonset.agent.pod_notes import REDIRECTION
 from daemonset.cluster.members import is_ready, last_words, report_of
 from daemonset.kube.client import Json
 
+_SOME = 5
+
 
 @dataclass(frozen=True, slots=True)
 class NodeProgress:
@@ -55,7 +57,9 @@ def _of(node: str, agent: Json, request: str) -> NodeProgress:
     if report is None:
         return NodeProgress(node, "its agent has not reported")
     busy = ", ".join(f"{number} {state}" for state, number in sorted(report.pods.items()))
-    return NodeProgress(node, f"pods are leaving ({busy or 'none'})")
+    names = [trouble.pod for trouble in report.troubles]
+    some = f": {', '.join(names[:_SOME])}{', …' if len(names) > _SOME else ''}" if names else ""
+    return NodeProgress(node, f"pods are leaving ({busy or 'none'}){some}")
 
 
 def is_annotated(pod: Json) -> bool:

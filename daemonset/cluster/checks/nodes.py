@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from daemonset.agent.cni_chain import PLUGIN
+from daemonset.agent.status import PodState
 from daemonset.cluster.installation import Installation
 from daemonset.cluster.members import NodeView, image_version, is_ready, last_words, node_views
 from daemonset.cluster.names import AGENT, ZTUNNEL
@@ -164,6 +165,8 @@ def _agent(view: NodeView, installation: Installation, findings: Findings) -> No
         )  # fmt: skip
     _chain(view, findings)
     for trouble in report.troubles:
+        if trouble.state == PodState.LEAVING.value:
+            continue  # as it should
         namespace, _, name = trouble.pod.partition("/")
         findings.error(
             ObjectKey("Pod", namespace, name),

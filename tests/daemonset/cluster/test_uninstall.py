@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from daemonset.agent.report import NodeReport
+from daemonset.agent.report import NodeReport, Trouble
 from daemonset.cluster.names import PART_OF, SYSTEM, US
 from daemonset.cluster.removal import KINDS_OF_OURS, WORKLOADS, Doomed
 from daemonset.cluster.uninstall import summary
@@ -67,7 +67,8 @@ def pod(node: str, phase: str = "Running") -> Any:
 
 def test_each_node_is_waited_for_until_its_agent_has_answered_this_request() -> None:
     done = NodeReport("1", withdrawn="now", pods={"not in the mesh": 3})
-    busy = NodeReport("1", pods={"enrolled": 2, "leaving": 1})
+    leaving = (Trouble("shop/slow", "leaving", "it is over"),)
+    busy = NodeReport("1", pods={"enrolled": 2, "leaving": 1}, troubles=leaving)
     earlier = NodeReport("1", withdrawn="before")
     unclean = NodeReport("1", withdrawn="now", left=("pod shop/web: rules",))
     found = progress(
@@ -88,7 +89,7 @@ def test_each_node_is_waited_for_until_its_agent_has_answered_this_request() -> 
     }  # fmt: skip
     words = {one.node: one.waits_for for one in found}
     assert found[0] == NodeProgress("a", "", (), 3)
-    assert words["b"] == "pods are leaving (2 enrolled, 1 leaving)"
+    assert words["b"] == "pods are leaving (2 enrolled, 1 leaving): shop/slow"
     assert "not ready" in words["f"]
     assert "has not reported" in words["g"]
     assert "no agent" in words["h"]
