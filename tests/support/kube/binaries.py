@@ -3,9 +3,10 @@
 Used are, in this order: the binaries that environment variables name (`KUBE_APISERVER`, `ETCD`,
 `KUBELET`, … for each program its own), kube-apiserver and etcd on PATH, and those built earlier
 below `$XDG_CACHE_HOME/ambientd/kubernetes`. Nothing is built unless asked for:
-`python -m tests.support.kube.binaries [--limit SECONDS]` builds what is missing (about ten minutes
-on two cores, and 3 GB in Go's own caches) and prints where all of it lies. Where nothing can be
-built, or not within the limit, it says so and ends with status 3; what is there by then is used.
+`python -m tests.support.kube.binaries [--limit SECONDS]` builds what is missing (about fifteen
+minutes on two cores, and 4 GB in Go's own caches) and prints where all of it lies. Where nothing
+can be built, or not within the limit, it says so and ends with status 3; what is there by then is
+used.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from tests.support.kube.go import GO, Go, KubernetesUnavailable
 
 KUBERNETES = "v1.36.3"
+OLDER = "v1.35.4"
 ETCD = "v3.6.8"
 COREDNS = "v1.14.5"
 
@@ -40,6 +42,11 @@ NODES = (
 )
 """What a cluster with nodes needs besides. On PATH there would be any version of these."""
 
+OLDER_API = "kube-apiserver-older"
+"""An API server of the version before, for what users apply."""
+
+ALL = (*API, *NODES, OLDER_API)
+
 _DNS_PLUGINS = ("bind", "cache", "errors", "kubernetes")
 
 
@@ -55,7 +62,11 @@ def variable(name: str) -> str:
 
 
 def find(name: str) -> Path:
-    """One of the binaries of `API` and `NODES`. Raises KubernetesUnavailable; builds nothing."""
+    """One of the binaries of `API` and `NODES`, or `OLDER_API`; builds nothing.
+
+    Raises:
+        KubernetesUnavailable: there is none.
+    """
     named = os.environ.get(variable(name))
     if named:
         if not os.access(named, os.X_OK):
@@ -74,12 +85,14 @@ def find(name: str) -> Path:
 
 
 def _module(name: str) -> str:
+    if name == OLDER_API:
+        return f"kubernetes-{OLDER}"
     versions = {"etcd": ETCD, "coredns": COREDNS}
     return f"{name}-{versions[name]}" if name in versions else f"kubernetes-{KUBERNETES}"
 
 
 def _built(name: str) -> Path:
-    return cache() / _module(name) / name
+    return cache() / _module(name) / name.removesuffix("-older")
 
 
 def build(limit: float | None = None) -> None:
@@ -96,7 +109,7 @@ def build(limit: float | None = None) -> None:
     home.mkdir(parents=True, exist_ok=True)
     with open(home / "lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several test runs may start at once
-        for name in (*API, *NODES):
+        for name in ALL:
             try:
                 find(name)
             except KubernetesUnavailable:
@@ -141,22 +154,24 @@ def _write_kube_module(go: Go, name: str, work: Path) -> list[str]:
     """`go install k8s.io/kubernetes/cmd/...@version` is refused, because its go.mod has replace
     directives: a module of our own repeats them, with the published version of each staging module.
     """
-    module = f"k8s.io/kubernetes@{KUBERNETES}"
+    version = OLDER if name == OLDER_API else KUBERNETES
+    command = name.removesuffix("-older")
+    module = f"k8s.io/kubernetes@{version}"
     described = json.loads(go.run(work, "mod", "download", "-json", module))
     required = Path(described["GoMod"]).read_text()
     staging = re.findall(r"^\s*(k8s\.io/\S+) v0\.0\.0$", required, re.MULTILINE)
-    published = KUBERNETES.replace("v1.", "v0.", 1)
-    lines = ["module kubebin", "", f"go {GO}.0", "", f"require k8s.io/kubernetes {KUBERNETES}", ""]
+    published = version.replace("v1.", "v0.", 1)
+    lines = ["module kubebin", "", f"go {GO}.0", "", f"require k8s.io/kubernetes {version}", ""]
     lines += [f"replace {module} => {module} {published}" for module in staging]
     (work / "go.mod").write_text("\n".join(lines) + "\n")
-    return ["-ldflags", _stamp(), f"k8s.io/kubernetes/cmd/{name}"]
+    return ["-ldflags", _stamp(version), f"k8s.io/kubernetes/cmd/{command}"]
 
 
-def _stamp() -> str:
+def _stamp(version: str) -> str:
     """Clients parse the server's version and refuse the placeholder that stands in the source."""
-    minor = KUBERNETES.split(".")[1]
+    minor = version.split(".")[1]
     values = {
-        "gitVersion": KUBERNETES,
+        "gitVersion": version,
         "gitMajor": "1",
         "gitMinor": minor,
         "gitTreeState": "clean",
@@ -178,7 +193,7 @@ def _main() -> int:
     except KubernetesUnavailable as error:
         print(f"no (whole) Kubernetes for the tests: {error}", file=sys.stderr)
         return 3
-    for name in (*API, *NODES):
+    for name in ALL:
         print(find(name))
     return 0
 

@@ -32,14 +32,15 @@ class Cluster(Api):
 
     Args:
         folder: for keys, data and logs.
+        server: which of the API servers (see ``binaries``).
 
     Raises:
         KubernetesUnavailable: there are no binaries.
         RuntimeError: one of them does not start (the text has the end of its log).
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._binaries = {name: find(name) for name in ("etcd", "kube-apiserver")}
+    def __init__(self, folder: Path, server: str = "kube-apiserver") -> None:
+        self._binaries = {"etcd": find("etcd"), "kube-apiserver": find(server)}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         keys = Keys(folder)
         keys.server("server", ["127.0.0.1", "localhost"])

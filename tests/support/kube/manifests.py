@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from pathlib import Path
 
 import yaml
 
+from tests.support.kube.binaries import find
 from tests.support.kube.cluster import ApiFailure, Cluster, Json
 
 MANIFESTS = Path(__file__).resolve().parents[3] / "daemonset" / "manifests"
@@ -33,6 +35,18 @@ def read_base(folder: Path) -> list[Json]:
         ]
         item["spec"]["replicas"] = wanted["count"]
     return found
+
+
+def kustomize(folder: Path) -> list[Json]:
+    """What `kubectl kustomize` itself makes of any folder.
+
+    Raises:
+        KubernetesUnavailable: there is no kubectl.
+        subprocess.CalledProcessError: it refuses the folder; its words are on standard error.
+    """
+    command = [str(find("kubectl")), "kustomize", str(folder)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    return [item for item in yaml.safe_load_all(done.stdout) if item]
 
 
 def install(cluster: Cluster, definitions: list[Json]) -> None:
