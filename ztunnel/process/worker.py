@@ -34,7 +34,7 @@ from ztunnel.process.log_flush import LogFlush
 from ztunnel.process.logs import WorkerLogs
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.context import Context
-from ztunnel.proxy.gate import Gatekeeper
+from ztunnel.proxy.gate import Gatekeeper, leave_captured
 from ztunnel.proxy.gathering import LOOK_EVERY, Business, look_at
 from ztunnel.proxy.local_pod import PodInfo
 from ztunnel.proxy.pod import PodProxy
@@ -241,7 +241,14 @@ class Worker:
         if not self._direct and not self._draining:
             self.context.gatekeeper = Gatekeeper(self.context)
             self.context.gatekeeper.tick()
+        for pod in self._pods.values():
+            self._leave_captured(pod)
         self._send(messages.KERNEL_PATHS, self._kernel_paths())
+
+    def _leave_captured(self, pod: PodProxy) -> None:
+        """Where this worker would have the pod's gate, and has not."""
+        if self._direct not in ("", NOT_TRIED) and self._slot == "0" and pod.namespace is not None:
+            leave_captured(pod)
 
     def _kernel_paths(self) -> dict[str, str]:
         """Path to "on", or to why it is off."""
@@ -390,6 +397,7 @@ class Worker:
                 netns.close()
             raise
         self._pods[info.uid] = pod
+        self._leave_captured(pod)
         self.context.spawn(pod.run)
         pod.mesh_changed()
         return pod

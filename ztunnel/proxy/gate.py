@@ -16,6 +16,7 @@ import logging
 import random
 import select
 import time
+from contextlib import ExitStack
 from typing import Final
 
 from ztunnel.kernel import direct_rules
@@ -41,7 +42,7 @@ log = logging.getLogger("ztunnel.proxy")
 _DNS_PORT: Final = 53
 _DISTRUST: Final = 600.0  # seconds for which a pair of pods is left to tunnels
 _LOOKS: Final = 500  # connections whose counts are asked for at a time
-_PATIENT: Final = 30  # ticks between attempts at a pod whose rules have no room for us
+_PATIENT: Final = 30  # ticks at most between attempts at a pod whose rules have no room for us
 _TAKEN: Final = (errno.EPERM, errno.EBUSY)
 
 _Ends = tuple[SocketAddress, SocketAddress]
@@ -58,17 +59,18 @@ class Gate:
         self._targets: dict[SocketAddress, int] = {}  # numbers of targets behind services
         self._filled: frozenset[str] = frozenset()
         self._generation = -1
-        self._pause = 0
-        self._queue = PacketQueue(self._namespace, ())
-        try:
+        self._pause = self._next_pause = 0  # ticks without an attempt to fill the sets
+        with ExitStack() as stack:
+            self._queue = PacketQueue(self._namespace, ())
+            stack.callback(self._queue.close)
             self.owner = self._take_number()
             self._queue.bind(direct_rules.QUEUE)
             self.sockets = TcpSockets(self._namespace)
+            stack.callback(self.sockets.close)
             self._conntrack = Conntrack(self._namespace)
+            stack.callback(self._conntrack.close)
             self._end_orphans()
-        except BaseException:
-            self._queue.close()
-            raise
+            stack.pop_all()
         self._engine = keeper.context.engine
         self._engine.register(self._queue.fd, self, select.EPOLLIN)
 
@@ -132,8 +134,11 @@ class Gate:
             self.fill(addresses)
         except OSError as error:
             # ENOENT: another node agent's rules, or the pod is not captured yet.
-            self._pause = _PATIENT if self._generation < 0 else 1
+            self._next_pause = min(2 * self._next_pause + 1, _PATIENT)
+            self._pause = self._next_pause
             log.debug("pod %s: nothing goes past the proxy: %s", self.pod, error)
+        else:
+            self._next_pause = 0
 
     def _target(self, target: SocketAddress) -> int:
         """The mark that leads a packet to `target`. Raises OSError."""
@@ -490,6 +495,18 @@ class Gatekeeper:
         """Gives everything back. Connections must have been ended before."""
         for pod in list(self.gates):
             self.leave(pod)
+
+
+def leave_captured(pod: LocalPod) -> None:
+    """Where there are no gates: undoes what a predecessor that had them may have left, or first
+    packets would wait for an answer for ever."""
+    try:
+        with Nftables(pod.namespace) as nftables:
+            for name in direct_rules.neighbour_sets():
+                found = nftables.elements(direct_rules.TABLE, name)
+                nftables.replace_elements(direct_rules.TABLE, name, found, ())
+    except OSError as error:
+        log.debug("pod %s has no rules for first packets: %s", pod, error)
 
 
 def _elements(name: str, addresses: frozenset[str]) -> list[Element]:

@@ -25,7 +25,7 @@ from ztunnel.mesh.policy import (
     StringMatch,
     StringMatchKind,
 )
-from ztunnel.proxy.gate import Gatekeeper
+from ztunnel.proxy.gate import Gatekeeper, leave_captured
 from ztunnel.tls.crl import RevocationList
 
 pytestmark = pytest.mark.root
@@ -334,6 +334,20 @@ async def test_nothing_passes_while_nobody_judges(pair: Pair) -> None:
     stream = await pair.dial(7001)
     await pair.accept(listener)
     assert stream.socket.fileno() >= 0
+
+
+async def test_a_successor_without_gates_has_everything_captured(pair: Pair) -> None:
+    """It was told not to, or its probe has failed: first packets must not wait for it."""
+    die(pair)
+    pair.mesh.context.gatekeeper = None
+    assert queued(pair, "client")
+    for pod in pair.mesh.pods.values():
+        leave_captured(pod)
+    assert not queued(pair, "client")
+    stream = await pair.dial()
+    assert await ask(stream) == b"hello"
+    await stream.aclose()
+    await lines(pair, "joined with workload")
 
 
 async def test_a_successor_ends_what_nobody_watches(pair: Pair) -> None:
