@@ -41,8 +41,8 @@ _FAMILIES: Final = (
     (socket.AF_INET, "neighbours4", "targets4", "ipv4_addr"),
     (socket.AF_INET6, "neighbours6", "targets6", "ipv6_addr"),
 )
-_AFTER_TRACKING, _BEFORE_NAT = -152, -151
-_TCP: Final = nft.protocol(socket.IPPROTO_TCP)
+_BEFORE_NAT: Final = -151  # and behind connection tracking
+_BEGINS: Final = (*nft.protocol(socket.IPPROTO_TCP), *nft.begins_connection())
 
 
 class Queueing(Enum):
@@ -107,8 +107,6 @@ def direct_chains(
     asked = tuple(
         Rule(
             (
-                *_TCP,
-                *nft.begins_connection(),
                 *others,
                 *nft.output_interface("lo", negated=True),
                 *nft.in_set(neighbours, family),
@@ -120,15 +118,13 @@ def direct_chains(
         for family, neighbours, _, _ in _FAMILIES
     )
     chains = [
-        Chain("verdicts-out", (forged,), "output", "route", _AFTER_TRACKING),
-        Chain("direct-out", asked, "output", "filter", _BEFORE_NAT),
+        Chain("leaving", (forged, *asked)),
+        Chain("direct-out", (_first("leaving"),), "output", "filter", _BEFORE_NAT),
     ]
     if inbound:
         arriving = tuple(
             Rule(
                 (
-                    *_TCP,
-                    *nft.begins_connection(),
                     *nft.input_interface("lo", negated=True),
                     *nft.source_in_set(neighbours, family),
                     nft.counter(),
@@ -139,10 +135,15 @@ def direct_chains(
             for family, neighbours, _, _ in _FAMILIES
         )
         chains += [
-            Chain("verdicts-in", (forged,), "prerouting", "filter", _AFTER_TRACKING),
-            Chain("direct-in", arriving, "prerouting", "filter", _BEFORE_NAT),
+            Chain("arriving", (forged, *arriving)),
+            Chain("direct-in", (_first("arriving"),), "prerouting", "filter", _BEFORE_NAT),
         ]
     return tuple(chains)
+
+
+def _first(chain: str) -> Rule:
+    # All that every other packet has to do with it.
+    return Rule((*_BEGINS, nft.jump(chain)), "first packets of connections")
 
 
 def outbound_rules() -> tuple[Rule, ...]:
@@ -154,7 +155,7 @@ def outbound_rules() -> tuple[Rule, ...]:
         *(
             Rule(
                 (
-                    *_TCP,
+                    *_BEGINS,
                     *passed,
                     nft.counter(),
                     *nft.destination_nat_by_mark(targets, family, remembered),
@@ -163,14 +164,14 @@ def outbound_rules() -> tuple[Rule, ...]:
             )
             for family, _, targets, _ in _FAMILIES
         ),
-        Rule((*_TCP, *straight, nft.counter(), *remembered, nft.accept()), "past the proxy"),
+        Rule((*_BEGINS, *straight, nft.counter(), *remembered, nft.accept()), "past the proxy"),
     )
 
 
 def inbound_rules() -> tuple[Rule, ...]:
     """For the beginning of the chain that redirects what comes in."""
     passed = nft.mark(TAG, TAG_MASK)
-    return (Rule((*_TCP, *passed, nft.counter(), nft.accept()), "past the proxy"),)
+    return (Rule((*_BEGINS, *passed, nft.counter(), nft.accept()), "past the proxy"),)
 
 
 def neighbour_element(address: str) -> tuple[str, Element]:
