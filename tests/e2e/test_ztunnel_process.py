@@ -1,5 +1,6 @@
 """`python -m ztunnel` below an agent that speaks Istio's bytes, and for one workload alone."""
 
+import json
 import socket
 import struct
 import tempfile
@@ -238,8 +239,11 @@ def test_dedicated_to_one_workload(place: Path, tmp_path: Path) -> None:
             room, "client", tmp_path / "ztunnel.log",
             PROXY_MODE="dedicated", PROXY_WORKLOAD_INFO="default/client/default",
             LOCAL_XDS_PATH=str(resources), PACKET_MARK="1337", UNSTABLE_ENABLE_SOCKS5="true",
+            ZTUNNEL_KTLS="true",
         )  # fmt: skip
         ztunnel.until_ready()
+        ztunnel.says("kernel path ktls is ")  # on, or why not
+        wait_for(lambda: ktls_was_tried(ztunnel), "every worker's word on kTLS", ztunnel.log)
         with captured(room, "client"):
             assert echoes(room, "client", room.ip("server"))
         ztunnel.says('direction="outbound" bytes_sent=1000 bytes_recv=1000')
@@ -247,6 +251,13 @@ def test_dedicated_to_one_workload(place: Path, tmp_path: Path) -> None:
         by_socks(room)
         ztunnel.stop()
         assert listeners(room.pod("client").network) == {}
+
+
+def ktls_was_tried(ztunnel: Running) -> bool:
+    workers = json.loads(ztunnel.get(15000, "/config_dump")[1])["kernelPaths"].values()
+    states = {paths["ktls"] for paths in workers}
+    assert "switched off" not in states
+    return bool(states) and "not tried yet" not in states
 
 
 def by_socks(room: Lab) -> None:

@@ -271,6 +271,8 @@ class KernelTunnel(Tunnel):
         if alert is None:
             self.close(f"the tunnel's connection broke: {error.strerror or error}")
         else:
+            # The socket keeps the error for whoever comes next, which must not be the alert.
+            self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             self.close(f"TLS: the peer sent {words}", alert=self._records.alert(alert))
 
     # ---- to the peer

@@ -15,7 +15,7 @@ from unittest import mock
 
 import trio
 
-from tests.vm.guest import records, tunnels
+from tests.vm.guest import pairs, records, tunnels
 from tests.vm.guest.report import report
 from ztunnel.relay import probe as probes
 
@@ -38,6 +38,7 @@ CHECKS: Final[dict[str, Check]] = {
     **{
         f"records {suite}": functools.partial(records.both_ways, suite) for suite in records.CIPHERS
     },
+    "plain sockets": pairs.random_chunks,
     "alerts": records.alerts,
     "forged record": records.forged,
     "held back": records.held_back,
@@ -53,12 +54,14 @@ CHECKS: Final[dict[str, Check]] = {
     "last bytes": tunnels.last_bytes,
     "splice refused": tunnels.splice_refused,
     "fatal alert": tunnels.fatal_alert,
+    "forged in a tunnel": tunnels.forged,
+    "cut tunnel": tunnels.cut,
 }
 
 # The part of it that older kernels do in another way.
 DIFFERENT: Final = (
-    "probe", "records TLS_AES_256_GCM_SHA384", "alerts", "tunnel ktls to ktls", "half-close",
-    "last bytes", "splice refused",
+    "probe", "plain sockets", "records TLS_AES_256_GCM_SHA384", "alerts", "tunnel ktls to ktls",
+    "half-close", "last bytes", "splice refused", "forged in a tunnel",
 )  # fmt: skip
 
 # Only where the kernel can change keys.

@@ -21,6 +21,7 @@ from tests.support.sockets import (
     send_in_pieces,
 )
 from tests.support.streams import PATIENCE, End, Joined, joined
+from tests.support.tls import seal
 from ztunnel.kernel.paths import KernelPaths
 from ztunnel.kernel.pipes import Pipes
 from ztunnel.relay import kernel_tunnel
@@ -263,6 +264,40 @@ async def fatal_alert() -> list[str]:
                 assert (await end.result()).error is not None
                 end.app.socket.close()
     return reasons
+
+
+async def forged() -> list[str]:
+    """A record that does not authenticate ends the tunnel, and both its ends say so."""
+    async with _room("ktls", "tls") as room:
+        client, server = await _warm(room)
+        records = _records(room.server)
+        wire = bytearray(seal(records, bytes(100)))
+        wire[50] ^= 1
+        room.server.sock.send(wire)
+        ours, theirs = await room.client_owner.end(), await room.server_owner.end()
+        assert "does not authenticate" in ours, ours
+        assert "bad_record_mac" in theirs, theirs
+        for end in (client, server):
+            assert (await end.result()).error is not None
+            end.app.socket.close()
+        return [ours, theirs]
+
+
+async def cut() -> str:
+    """A connection that ends without a word is no clean end for the streams on it."""
+    async with _room("ktls", "tls") as room:
+        client, server = await _warm(room)
+        await _say(server, client, b"a part of it")
+        room.server.sock.shutdown(socket.SHUT_WR)
+        reason = await room.client_owner.end()
+        try:
+            await receive_all(client.app)
+        except trio.BrokenResourceError:
+            pass
+        else:
+            raise AssertionError("a cut stream looked whole")
+        assert (await client.result()).error is not None
+        return reason
 
 
 def _records(tunnel: Tunnel) -> OwnRecords:
