@@ -12,8 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import trio
@@ -26,18 +25,19 @@ from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import TunnelProtocol
 from ztunnel.process import messages
 from ztunnel.process.admin import admin_sources
-from ztunnel.process.carried import Carried
+from ztunnel.process.cannot_start import CannotStart
 from ztunnel.process.certificate_desk import CertificateDesk
 from ztunnel.process.channel import Channel, ChannelError, Message, close_all
 from ztunnel.process.children import CANNOT_START
 from ztunnel.process.local_mesh import LocalMesh
 from ztunnel.process.mesh_feed import ADDRESS_TYPE, AUTHORIZATION_TYPE, MeshFeed
 from ztunnel.process.pods import Pods
+from ztunnel.process.servers import Server, serving
 from ztunnel.process.worker_link import WorkerLink
+from ztunnel.process.worker_links import WorkerLinks
 from ztunnel.telemetry.admin import admin_handler
 from ztunnel.telemetry.aggregate import Aggregate, UpdateError
 from ztunnel.telemetry.counters import Counters
-from ztunnel.telemetry.http_server import Handler, HttpServer, open_listeners
 from ztunnel.telemetry.log_filter import LogFilter
 from ztunnel.telemetry.log_format import drop_notice, install
 from ztunnel.telemetry.log_writer import LogWriter
@@ -67,10 +67,6 @@ PODS_TASK: Final = "workload proxy manager"
 CERTIFICATES_TASK: Final = "certificates"
 
 
-class CannotStart(Exception):
-    """Starting again would change nothing; the text says what is wrong."""
-
-
 class Control:
     """The control process.
 
@@ -83,26 +79,33 @@ class Control:
 
     def __init__(self, config: Config, supervisor: socket.socket) -> None:
         telemetry = config.telemetry
-        self._as_json = as_json = telemetry.log_format is LogFormat.JSON
+        as_json = telemetry.log_format is LogFormat.JSON
         self.config = config
         self.log_filter = LogFilter.parse(telemetry.log_filter)
         self._writer = LogWriter(sys.stdout.fileno(), telemetry.log_queue, drop_notice(as_json))
         install(self._writer.queue, self.log_filter, as_json)
-        self.workers: dict[int, WorkerLink] = {}
-        self._links: set[WorkerLink] = set()
         self.state = MeshState(
             on_demand=config.xds.on_demand,
             ignore_unknown_policies=config.unknown_policy is UnknownPolicy.ALLOW,
         )
         self.counters = Counters()
         self.aggregate = Aggregate()
+        self.readiness = Readiness(STATE_TASK)
+        self._links = WorkerLinks(
+            self.counters,
+            self.aggregate,
+            self._from_worker,
+            self._nobody_left,
+            self._writer.queue.put,
+            as_json,
+        )
+        self.workers = self._links.workers
         self._shipper = Shipper(self.counters)
         self.feed = MeshFeed(self.state, lambda: list(self.workers.values()))
         self.certificates = CertificateDesk(config, self.state, self.workers, self.counters)
         self.pods = Pods(self.workers, self.counters, self._adopt)
         self.zds = ZdsClient(self.pods, config.inpod_socket, self._zds_failed)
         self.local = LocalMesh(self.feed, config.xds.local_path, config.xds.local_text)
-        self.readiness = Readiness(STATE_TASK)
         self._xds: XdsClient | None = None
         self._supervisor = Channel(supervisor, tolerant=True)
         self._ended = trio.Event()
@@ -127,9 +130,10 @@ class Control:
                 self.readiness.wait_for(PODS_TASK)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self._links.serve_in(nursery)
             await nursery.start(self.certificates.manager.run)
             self.certificates.read_revocations()
-            async with self._servers(nursery):
+            async with serving(nursery, self._servers()):
                 nursery.start_soon(self._read_supervisor)
                 nursery.start_soon(self._start_proxies)
                 nursery.start_soon(self.certificates.watch_revocations)
@@ -144,29 +148,16 @@ class Control:
 
     # ---- servers
 
-    @asynccontextmanager
-    async def _servers(self, nursery: trio.Nursery) -> AsyncIterator[None]:
+    def _servers(self) -> list[Server]:
         config, telemetry = self.config, self.config.telemetry
-        everywhere = ["::"] if config.sockets.ipv6 else ["0.0.0.0"]
+        everywhere = ("::",) if config.sockets.ipv6 else ("0.0.0.0",)
+        loopback = ("127.0.0.1", "::1")
         admin = admin_handler(admin_sources(self), config.node.istio_version)
-        wanted: list[tuple[list[str], int, Handler, bool]] = [
-            (everywhere, telemetry.readiness_port, self.readiness.handler(), False),
-            (everywhere, telemetry.stats_port, metrics_handler(self._metrics), False),
-            (["127.0.0.1", "::1"], telemetry.admin_port, admin, True),
+        return [
+            Server(everywhere, telemetry.readiness_port, self.readiness.handler()),
+            Server(everywhere, telemetry.stats_port, metrics_handler(self._metrics)),
+            Server(loopback, telemetry.admin_port, admin, own_machine_only=True),
         ]
-        servers = []
-        for hosts, port, handler, local in wanted:
-            try:
-                listeners = await open_listeners(hosts, port)
-            except OSError as error:
-                raise CannotStart(str(error)) from error
-            servers.append(HttpServer(listeners, handler, loopback_names_only=local))
-            nursery.start_soon(servers[-1].serve)
-        try:
-            yield
-        finally:
-            for server in servers:
-                server.stop()
 
     def _metrics(self) -> dict[Any, list[float]]:
         measure(self.counters)
@@ -206,9 +197,9 @@ class Control:
                     # The worker sees its own end close, and asks for another channel.
                     log.error("no descriptor is left for worker %d", message.values[0])
                 elif message.kind == messages.WORKER:
-                    self._worker_joined(*message.values, fd=message.fds[0])
+                    self._links.joined(*message.values, fd=message.fds[0])
                 elif message.kind == messages.WORKER_GONE:
-                    self._worker_gone(*message.values)
+                    self._links.gone(*message.values)
                 elif message.kind == messages.DRAIN:
                     self._drain()
                 elif message.kind == messages.END:
@@ -227,45 +218,9 @@ class Control:
 
     # ---- workers
 
-    def _worker_joined(self, slot: int, pid: int, *, fd: int) -> None:
-        assert self._nursery is not None
-        old = self.workers.get(slot)
-        if old is not None and old.pid == pid:
-            old.replaced()
-            old.carried = Carried()  # it tells the new link what it carries
-        worker = WorkerLink(slot, pid, Channel(socket.socket(fileno=fd)), self._from_worker)
-        self.workers[slot] = worker
-        self._links.add(worker)
-        self._nursery.start_soon(self._serve_worker, worker)
-
-    async def _serve_worker(self, worker: WorkerLink) -> None:
-        await worker.run()
-        if self.workers.get(worker.slot) is worker:
-            del self.workers[worker.slot]
-        if worker.dead:
-            self._forget(worker)
-        if not self.workers and self.config.proxy_enabled:
+    def _nobody_left(self) -> None:
+        if self.config.proxy_enabled:
             self.readiness.wait_for(PROXY_TASK)
-
-    def _worker_gone(self, slot: int, pid: int, how: str) -> None:
-        """Its process has ended; what it said last may still be on the way."""
-        self.counters.counter("ztunnel_worker_restarts").add()
-        for worker in [w for w in self._links if (w.slot, w.pid) == (slot, pid)]:
-            worker.dead = how
-            if worker.gone:
-                self._forget(worker)
-
-    def _forget(self, worker: WorkerLink) -> None:
-        self._links.discard(worker)
-        if len(worker.carried):
-            log.error(
-                "worker %d took %d connections with it (%s)",
-                worker.slot, len(worker.carried), worker.dead,
-            )  # fmt: skip
-            error = f"the worker that carried it has ended ({worker.dead})"
-            worker.carried.write_lines(self._writer.queue.put, self._as_json, error)
-        if not any(other.name == worker.name for other in self._links):
-            self.aggregate.end(worker.name)
 
     def _from_worker(self, worker: WorkerLink, message: Message) -> None:
         kind, values = message.kind, message.values
@@ -301,11 +256,7 @@ class Control:
 
     async def _welcome(self, worker: WorkerLink, looked_up: list[str]) -> None:
         """Gives a worker the mesh and its pods, once the mesh is known here."""
-        for before in [link for link in self._links if link.slot == worker.slot]:
-            # It is dead, and what it said last may still be unread: that it listens for a pod,
-            # with sockets in whose queues somebody waits.
-            if before is not worker:
-                await before.over.wait()
+        await self._links.read_predecessors(worker)
         await self._mesh_known.wait()
         await self._look_up_again(looked_up)
         if not worker.gone:

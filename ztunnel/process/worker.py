@@ -10,7 +10,6 @@ import logging
 import pickle
 import signal
 import socket
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -27,11 +26,10 @@ from ztunnel.mesh.changes import Batch, Changes, Resource
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
 from ztunnel.process import messages
-from ztunnel.process.carried import Telling
 from ztunnel.process.channel import Channel, Message
 from ztunnel.process.link import Link
-from ztunnel.process.log_flush import LogFlush
-from ztunnel.process.logs import WorkerLogs
+from ztunnel.process.questions import Questions, resolve
+from ztunnel.process.reports import Reports
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.gate import Gatekeeper, leave_captured
@@ -41,7 +39,6 @@ from ztunnel.proxy.pod import PodProxy
 from ztunnel.relay.engine import Engine
 from ztunnel.relay.probe import OFF, probe_paths
 from ztunnel.telemetry.counters import Counters
-from ztunnel.telemetry.shipping import Shipper
 from ztunnel.tls.crl import RevocationList
 from ztunnel.tls.workload_certificate import WorkloadCertificate
 
@@ -69,25 +66,25 @@ class Worker:
             ignore_unknown_policies=config.unknown_policy is UnknownPolicy.ALLOW,
         )
         self._counters = Counters()
-        self._shipper = Shipper(self._counters)
+        self._reports = Reports(config, self._slot, self._engine, self._counters)
         self._certificates = CertificateStore(self._ask_certificate)
-        self._log_flush = LogFlush(self._engine, self._ship_logs)
-        self._logs = WorkerLogs(config.telemetry, self._lines_wait)
         self._control: Link | None = None
         self._supervisor: Link | None = None
         self._pods: dict[str, PodProxy] = {}
         self._judged: dict[str, Workload | None] = {}  # by pod: what its connections were judged by
         self._snapshot_names: set[str] | None = None
-        self._waiting: dict[str, list[trio.Event]] = {}
+        self._questions = Questions(
+            self._state,
+            lambda: self._control is not None,
+            lambda key: self._send(messages.LOOKUP, key),
+            config.xds.lookup_timeout,
+        )
         self._complaint = ""  # why the control process cannot be joined, as last said
         self._joined = 0  # number of the channel to the control process
-        self._direct = NOT_TRIED
         self._draining = False
         self._done = trio.Event()
-        self._thread = threading.get_ident()
         self._nursery: trio.Nursery | None = None
         self._context: Context | None = None
-        self._telling: Telling | None = None
 
     async def run(self) -> None:
         """Runs until told to end, or until the supervisor is gone."""
@@ -105,12 +102,12 @@ class Worker:
                     nursery,
                     self._state,
                     self._certificates,
-                    self._logs.access,
+                    self._reports.logs.access,
                     self._counters,
-                    self._resolve,
-                    self._look_up,
+                    resolve,
+                    self._questions.look_up,
                 )
-                self._telling = Telling(self._context.registry, self._logs.access)
+                self._reports.tell_of(self._context.registry)
                 self._supervisor = Link(
                     self._engine,
                     Channel(self._supervisor_socket, tolerant=True),
@@ -130,14 +127,14 @@ class Worker:
     async def _say_last_words(self) -> None:
         """The engine writes what is pending, and the control process hears the last of us."""
         await trio.sleep(_LAST_ROUND)
-        self._count()
+        self._reports.count(self.context, self._pods.values())
         with trio.move_on_after(_LAST_WORDS):
-            self._ship()
+            self._reports.ship()
             await trio.sleep(_LAST_ROUND)
             # What was held back while the control process was slow to read.
-            while self._control is not None and self._control.open and self._control.congested:
+            while self._reports.held_back:
                 await trio.sleep(_LAST_ROUND)
-                self._ship()
+                self._reports.ship()
 
     @property
     def context(self) -> Context:
@@ -189,10 +186,8 @@ class Worker:
         self._control = control = Link(
             self._engine, channel, self._from_control, self._control_lost
         )
-        self._shipper.restart()
-        if self._telling is not None:
-            self._telling.restart()
-        control.send(messages.KERNEL_PATHS, self._kernel_paths())
+        self._reports.begin(control)
+        control.send(messages.KERNEL_PATHS, self._reports.kernel_paths())
         try:
             for pod in self._pods.values():
                 self._offer(pod)
@@ -202,10 +197,10 @@ class Worker:
             return
         control.send(messages.STARTED, sorted(self._state.looked_up))
         self._certificates.control_back()
-        for key in self._waiting:
+        for key in self._questions.open:
             control.send(messages.LOOKUP, key)  # its predecessor was asked, and cannot answer
         self._complaint = ""
-        self._ship()
+        self._reports.ship()
 
     def _not_joined(self, reason: str) -> None:
         """For lack of descriptors; the supervisor makes another attempt in a moment."""
@@ -219,41 +214,37 @@ class Worker:
         kernel = self._config.kernel
         paths = await probe_paths(kernel.sockmap, kernel.splice, kernel.ktls)
         self._engine.use_paths(paths)
-        self._send(messages.KERNEL_PATHS, self._kernel_paths())
+        self._send(messages.KERNEL_PATHS, self._reports.kernel_paths())
 
     async def _open_gates(self) -> None:
         """Tries whether connections between pods of this node can pass by, and lets them. One
         worker does that for all: both ends of a connection must be known in one place."""
         if not self._config.kernel.direct:
-            self._direct = OFF
+            self._reports.direct = OFF
         elif self._slot != "0":
-            self._direct = "worker 0 sees to it"
+            self._reports.direct = "worker 0 sees to it"
         elif self._config.mode is not ProxyMode.SHARED:
-            self._direct = "there is one pod only"
+            self._reports.direct = "there is one pod only"
         else:
             try:
                 await trio.to_thread.run_sync(probe_direct)
             except DirectProbeError as error:
-                self._direct = str(error)
+                self._reports.direct = str(error)
                 log.info("kernel path direct is off: %s", error)
             else:
-                self._direct = ""
-        if not self._direct and not self._draining:
+                self._reports.direct = ""
+        if not self._reports.direct and not self._draining:
             self.context.gatekeeper = Gatekeeper(self.context)
             self.context.gatekeeper.tick()
         for pod in self._pods.values():
             self._leave_captured(pod)
-        self._send(messages.KERNEL_PATHS, self._kernel_paths())
+        self._send(messages.KERNEL_PATHS, self._reports.kernel_paths())
 
     def _leave_captured(self, pod: PodProxy) -> None:
         """Where this worker would have the pod's gate, and has not."""
-        if self._direct not in ("", NOT_TRIED) and self._slot == "0" and pod.namespace is not None:
+        off = self._reports.direct not in ("", NOT_TRIED)
+        if off and self._slot == "0" and pod.namespace is not None:
             leave_captured(pod)
-
-    def _kernel_paths(self) -> dict[str, str]:
-        """Path to "on", or to why it is off."""
-        reasons = {"direct": self._direct, **self._engine.paths.reasons}
-        return {name: reason or "on" for name, reason in reasons.items()}
 
     def _offer(self, pod: PodProxy) -> None:
         info, sockets = pod.info, pod.sockets()
@@ -270,10 +261,9 @@ class Worker:
 
     def _control_gone(self) -> None:
         self._control = None
+        self._reports.pause()
         self._certificates.control_lost()
-        for events in self._waiting.values():
-            for event in events:
-                event.set()
+        self._questions.give_up()
         if self._supervisor is not None:
             # Where only the channel broke, nobody else would know of it.
             self._supervisor.send(messages.JOIN_AGAIN, self._joined)
@@ -308,9 +298,9 @@ class Worker:
         elif kind == messages.REVOCATIONS:
             self._revoke(RevocationList.parse(values[0]))
         elif kind == messages.LOG_FILTER:
-            self._logs.set_filter(values[0])
+            self._reports.logs.set_filter(values[0])
         elif kind == messages.LOOKED_UP:
-            self._looked_up(values[0], values[1])
+            self._questions.looked_up(*values)
         elif kind == messages.DUMP:
             self._send(messages.DUMPED, values[0], self.context.registry.describe())
 
@@ -424,42 +414,6 @@ class Worker:
         self._send(messages.CERTIFICATE_WANTED, uri)
         return True
 
-    # ---- questions
-
-    async def _look_up(self, key: str) -> bool:
-        """Asks the control plane for `key`; the state then holds what there is."""
-        if self._control is None:
-            log.warning("%s cannot be looked up: the control process is not there", key)
-            return False
-        event = trio.Event()
-        waiting = self._waiting.setdefault(key, [])
-        waiting.append(event)
-        if len(waiting) == 1:
-            self._send(messages.LOOKUP, key)
-        try:
-            with trio.move_on_after(self._config.xds.lookup_timeout):
-                await event.wait()
-        finally:
-            waiting.remove(event)
-            if not waiting:
-                self._waiting.pop(key, None)
-        return not self._state.needs_lookup(key)
-
-    def _looked_up(self, key: str, answered: bool) -> None:
-        if answered:
-            self._state.lookup_finished(key)
-        for event in self._waiting.get(key, ()):
-            event.set()
-
-    async def _resolve(self, hostname: str) -> Sequence[str]:
-        try:
-            with trio.fail_after(5):
-                found = await trio.socket.getaddrinfo(hostname, None, type=socket.SOCK_STREAM)
-        except (OSError, trio.TooSlowError, UnicodeError) as error:
-            log.warning("name %r does not resolve: %s", hostname, error)
-            return ()
-        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
-
     # ---- housekeeping
 
     async def _gather(self) -> None:
@@ -479,8 +433,8 @@ class Worker:
                 except Exception:  # it must not cost the other pods, nor the worker
                     log.exception("housekeeping of pod %s failed", pod)
             self._tend_gates()
-            self._count()
-            self._ship()
+            self._reports.count(self.context, self._pods.values())
+            self._reports.ship()
 
     def _tend_gates(self) -> None:
         keeper = self.context.gatekeeper
@@ -489,53 +443,6 @@ class Worker:
                 keeper.tick()
             except Exception:  # what it cannot do is captured as ever
                 log.exception("the gates of the pods could not be seen to")
-
-    def _count(self) -> None:
-        counters, engine = self._counters, self._engine
-        self.context.registry.count()
-        totals = [0, 0, 0, 0]
-        for pod in self._pods.values():
-            for index, count in enumerate(pod.tunnel_counts):
-                totals[index] += count
-        outbound, inbound = self.context.registry.open
-        counters.gauge("istio_tcp_sockets_open", "source").set(outbound)
-        counters.gauge("istio_tcp_sockets_open", "destination").set(inbound)
-        counters.gauge("ztunnel_tunnels", "outbound").set(totals[0])
-        counters.gauge("ztunnel_tunnel_streams", "outbound").set(totals[1])
-        counters.gauge("ztunnel_tunnels", "inbound").set(totals[2])
-        counters.gauge("ztunnel_tunnel_streams", "inbound").set(totals[3])
-        counters.gauge("ztunnel_engine_flows", self._slot).set(len(self.context.registry))
-        counters.counter("ztunnel_engine_rounds", self._slot).value = float(engine.rounds)
-        counters.counter("ztunnel_engine_busy_seconds", self._slot).value = engine.busy
-        for path, state in self._kernel_paths().items():
-            counters.gauge("ztunnel_kernel_path", path, self._slot).set(float(state == "on"))
-        counters.counter("ztunnel_log_lines_dropped").value = self._logs.dropped
-
-    def _ship(self) -> None:
-        """Sends what has changed in the counters, and log lines that wait."""
-        if self._control is None or self._control.congested:
-            return
-        encoded = self._shipper.encode()
-        if encoded is not None:
-            self._control.send(messages.COUNTERS, encoded)
-        changes = self._telling.changes() if self._telling is not None else None
-        if changes is not None:
-            self._control.send(messages.CARRIED, *changes)
-        self._ship_logs()
-
-    def _lines_wait(self) -> None:
-        """The first of some log lines: they go together at the end of the round."""
-        # A line from a resolver's thread goes with the next counters: only this thread may
-        # touch the engine.
-        if threading.get_ident() == self._thread:
-            self._engine.dirty(self._log_flush)
-
-    def _ship_logs(self) -> None:
-        """Hands over the lines that wait, unless the control process is slow to take them."""
-        control = self._control
-        if control is not None and not control.congested:
-            while batch := self._logs.take():
-                control.send(messages.LOGS, batch)
 
 
 def main(config: Config, slot: int, supervisor: socket.socket) -> int:
