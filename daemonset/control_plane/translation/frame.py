@@ -36,7 +36,7 @@ class Frame:
     """The frame for one set of objects.
 
     Attributes:
-        services: by resource name. hosts: those of one object.
+        listed: all services. services: by resource name. hosts: those of one object.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Frame:
             report_unknown_joins(objects.namespaces.values(), findings)
         with findings.part("services"):
             services = list_services(objects, self.waypoints, allocators, settings, findings)
+        self.listed = tuple(services)
         self.services = {service.name: service for service in services}
         self.hosts: dict[ObjectKey, list[ServiceInfo]] = {}
         for service in services:
@@ -63,8 +64,7 @@ class Frame:
 
     def resources(self) -> Iterable[Resource]:
         """Services, and the gateways of other networks; of two with one name the later counts."""
-        services = list(self.services.values())
-        yield from service_resources(services, self.networks.own, self._known)
+        yield from service_resources(self.listed, self.networks.own, self._known)
         yield from self.networks.resources()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
@@ -110,7 +111,7 @@ def _give_entry_addresses(
 
 
 def service_resources(
-    services: list[ServiceInfo], network: str, memory: Kept[str, Resource]
+    services: Sequence[ServiceInfo], network: str, memory: Kept[str, Resource]
 ) -> list[Resource]:
     """The resources of services, with exactly one canonical service for each hostname."""
     canonical: dict[str, ServiceInfo] = {}

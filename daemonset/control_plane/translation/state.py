@@ -84,7 +84,7 @@ class TranslationState:
 
     @property
     def services(self) -> tuple[ServiceInfo, ...]:
-        return tuple(self._frame.services.values())
+        return self._frame.listed
 
     @property
     def residents(self) -> Groups:

@@ -85,12 +85,16 @@ class Snapshot:
             authorizations, before.authorizations if before else {}
         )
         self._workloads: dict[str, Entry] | None = None
+        self._workloads_before = (before._workloads if before is not None else None) or {}
         self._by_alias: dict[str, list[str]] | None = None
         self._by_service: dict[str, list[str]] = {}
         self._by_node: dict[str, list[str]] = {}
         self._residents: Groups = residents or {}
         self._needed: dict[Viewpoint, dict[str, Entry]] = {}
         self._holding: dict[str, list[str]] | None = None
+        if before is not None and before.addresses is self.addresses:
+            self._workloads, self._by_alias = before._workloads, before._by_alias
+            self._by_service, self._by_node = before._by_service, before._by_node
         if before is not None and before.authorizations is self.authorizations:
             # In one step: others may be asking the snapshot before at this moment.
             known = before._needed.copy()
@@ -137,11 +141,14 @@ class Snapshot:
 
     def _as_workloads(self) -> dict[str, Entry]:
         if self._workloads is None:
-            self._workloads = {
-                name: Entry(entry.resource, encode(entry.resource, WORKLOAD))
-                for name, entry in self.addresses.items()
-                if entry.resource.is_workload
-            }
+            found: dict[str, Entry] = {}
+            for name, entry in self.addresses.items():
+                if entry.resource.is_workload:
+                    known = self._workloads_before.get(name)
+                    if known is None or known.version != entry.version:
+                        known = Entry(entry.resource, encode(entry.resource, WORKLOAD))
+                    found[name] = known
+            self._workloads, self._workloads_before = found, {}
         return self._workloads
 
     def resolve(self, key: str) -> list[str]:
