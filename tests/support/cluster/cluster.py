@@ -28,7 +28,7 @@ _DEBIAN = {
     "unshare": "util-linux",
     "nsenter": "util-linux",
 }
-_CALL_SECONDS = 180.0
+_CALL_SECONDS = 300.0
 
 
 def missing() -> str | None:

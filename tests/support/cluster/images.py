@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -93,24 +94,25 @@ class _Packages:
 
     def _required(self) -> Iterable[tuple[str, Path]]:
         """Each file of what the project requires at run time, and where it belongs."""
-        waiting, known = _requirements("ambientd"), {_LEFT_OUT}
+        project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+        waiting, known = _names(project["dependencies"]), {_LEFT_OUT}
         while waiting:
             name = waiting.pop()
             if name in known:
                 continue
             known.add(name)
-            waiting += _requirements(name)
+            waiting += _names(importlib.metadata.requires(name) or ())
             for each in importlib.metadata.files(name) or ():
                 if ".." not in each.parts:  # scripts of others are not called
                     yield f"{self.home}/{each}", Path(str(each.locate()))
 
 
-def _requirements(name: str) -> list[str]:
-    wanted = map(Requirement, importlib.metadata.requires(name) or ())
+def _names(requirements: Iterable[str]) -> list[str]:
+    """Of those that this interpreter needs, without extras."""
     extra = {"extra": ""}
     return [
         canonicalize_name(each.name)
-        for each in wanted
+        for each in map(Requirement, requirements)
         if each.marker is None or each.marker.evaluate(extra)
     ]
 

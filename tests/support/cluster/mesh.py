@@ -19,7 +19,7 @@ PARTS = ("daemonset/ambient-agent", "daemonset/ztunnel", "deployment/ambient-con
 MARKER = "card=4111-1111-1111-1111"
 """What no one on the wire is to read."""
 
-_ROLLOUT = "--timeout=150s"
+_ROLLOUT = "--timeout=280s"
 _DRAIN_SECONDS = 0.05
 
 
