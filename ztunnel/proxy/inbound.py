@@ -10,7 +10,6 @@ from ztunnel.http2.errors import ErrorCode
 from ztunnel.http2.events import StreamReset
 from ztunnel.http2.stream import Stream
 from ztunnel.linux.sockets import SocketAddress, is_connected
-from ztunnel.mesh.authorize import authorize
 from ztunnel.mesh.changes import Changes
 from ztunnel.mesh.connection import ConnectionAttributes
 from ztunnel.mesh.decision import NeedsLookup
@@ -23,7 +22,7 @@ from ztunnel.mesh.inbound import (
 )
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
-from ztunnel.proxy.admit import admit
+from ztunnel.proxy.admit import admit, judge_again
 from ztunnel.proxy.approach import Approaches
 from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
 from ztunnel.proxy.local_pod import LocalPod
@@ -37,7 +36,6 @@ from ztunnel.tls.spiffe import PeerCertificate
 _EARLY_LIMIT: Final = 1 << 20  # bytes kept while the application is connected to; a window is less
 _FROM_TUNNEL: Final = "tunnel from the peer's proxy"
 _TOLD_FIRST: Final = "tunnel from the peer's proxy, handed on with a PROXY header"
-POLICY_CHANGED: Final = "connection closed due to policy change"
 
 
 class InboundTunnel:
@@ -314,19 +312,8 @@ class Inbound(Connection):
         if workload is None or attributes is None or not changes.rejudge(workload):
             return
         current = self.tunnel_owner.pod.workload()
-        if current is None:
-            reason = "the workload is gone from the mesh"
-        else:
-            self._workload = current
-            verdict = authorize(state, current, attributes)
-            self.record.verdict = verdict.reason
-            self.record.policy = verdict.policy
-            if verdict.allowed:
-                return
-            reason = verdict.reason
-            self.context.judged(verdict)
-        self.context.revoked("policy" if current is not None else "workload")
-        self.end(DENY, f"{POLICY_CHANGED}: {reason}")
+        self._workload = current or workload
+        judge_again(self.context, self, current, attributes)
 
     def cancel(self, flags: str, reason: str) -> None:
         """See `Connection`."""

@@ -10,7 +10,6 @@ Whatever does not fit goes through a tunnel, which refuses what must be refused.
 """
 
 from ztunnel.linux.sockets import SocketAddress
-from ztunnel.mesh.authorize import authorize
 from ztunnel.mesh.changes import Changes
 from ztunnel.mesh.connection import ConnectionAttributes
 from ztunnel.mesh.decision import Hbone, Via
@@ -18,11 +17,11 @@ from ztunnel.mesh.inbound import InboundTarget, validate
 from ztunnel.mesh.service import Service
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
+from ztunnel.proxy.admit import judge_again
 from ztunnel.proxy.connection import Connection
 from ztunnel.proxy.context import Context
-from ztunnel.proxy.inbound import POLICY_CHANGED
 from ztunnel.proxy.local_pod import LocalPod
-from ztunnel.telemetry.labels import CERT_REVOKED, DENY, IDENTITY_ERROR, NO_FLAGS
+from ztunnel.telemetry.labels import CERT_REVOKED, IDENTITY_ERROR, NO_FLAGS
 from ztunnel.telemetry.record import ConnectionRecord
 from ztunnel.tls.crl import RevocationList
 
@@ -153,18 +152,8 @@ class ToNeighbour(Connection):
         if not changes.rejudge(self.workload):
             return
         current = self.pod.workload()
-        reason = "the workload is gone from the mesh"
-        if current is not None:
-            self.workload = current
-            verdict = authorize(state, current, self.attributes)
-            self.record.verdict = verdict.reason
-            self.record.policy = verdict.policy
-            if verdict.allowed:
-                return
-            reason = verdict.reason
-            self.context.judged(verdict)
-        self.context.revoked("policy" if current is not None else "workload")
-        self.end(DENY, f"{POLICY_CHANGED}: {reason}")
+        self.workload = current or self.workload
+        judge_again(self.context, self, current, self.attributes)
 
     def refuse_revoked(self, revocations: RevocationList) -> None:
         """Ends the connection if a certificate of either side has been revoked."""

@@ -3,15 +3,13 @@
 import socket
 
 from ztunnel.linux.sockets import SocketAddress, original_destination
-from ztunnel.mesh.authorize import authorize
 from ztunnel.mesh.changes import Changes
 from ztunnel.mesh.connection import ConnectionAttributes
 from ztunnel.mesh.inbound import find_source, guess_service, validate_plaintext
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
-from ztunnel.proxy.admit import admit
+from ztunnel.proxy.admit import admit, judge_again
 from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
-from ztunnel.proxy.inbound import POLICY_CHANGED
 from ztunnel.proxy.local_pod import LocalPod
 from ztunnel.proxy.upstream import connect_to_application
 from ztunnel.relay.connect import Connecting
@@ -115,18 +113,8 @@ class Plaintext(Connection):
         if self._workload is None or not changes.rejudge(self._workload):
             return
         current = self._pod.workload()
-        reason = "the workload is gone from the mesh"
-        if current is not None:
-            self._workload = current
-            verdict = authorize(state, current, self._attributes)
-            self.record.verdict = verdict.reason
-            self.record.policy = verdict.policy
-            if verdict.allowed:
-                return
-            reason = verdict.reason
-            self.context.judged(verdict)
-        self.context.revoked("policy" if current is not None else "workload")
-        self.end(DENY, f"{POLICY_CHANGED}: {reason}")
+        self._workload = current or self._workload
+        judge_again(self.context, self, current, self._attributes)
 
     def cancel(self, flags: str, reason: str) -> None:
         """See `Connection`."""

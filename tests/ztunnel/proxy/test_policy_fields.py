@@ -198,7 +198,7 @@ async def test_what_cannot_be_judged_again_is_ended(
         raise RuntimeError("no verdict")
 
     stream = await live(pair, PLAIN)
-    monkeypatch.setattr("ztunnel.proxy.plaintext.authorize", broken)
+    monkeypatch.setattr("ztunnel.proxy.admit.authorize", broken)
     pair.mesh.apply(policy("p", PolicyAction.DENY, Match(destination_ports=(1,))))
     assert await is_cut(stream)
     await stream.aclose()
