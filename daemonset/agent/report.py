@@ -11,8 +11,8 @@ from typing import Any
 
 from daemonset.agent.status import AgentStatus, PodState
 
-REPORT = "ambientd/node-report"
-WITHDRAW = "ambientd/withdraw"
+REPORT = "ambientd.io/node-report"
+WITHDRAW = "ambientd.io/withdraw"
 """A label of the agents' namespace: pods leave the mesh, and agents leave their nodes alone. Its
 value is any word; reports quote it, so that an old report is not taken for the answer."""
 MOST_PODS = 40

@@ -241,7 +241,7 @@ def test_an_uninstallation_that_was_stopped_is_told_of() -> None:
     [system] = [item for item in one.all("namespaces")
                 if item["metadata"]["name"] == "ambient-system"]  # fmt: skip
     assert "Withdrawn" not in reasons(one)
-    system["metadata"]["labels"]["ambientd/withdraw"] = "now"
+    system["metadata"]["labels"]["ambientd.io/withdraw"] = "now"
     assert "--cancel" in finding(one, "Withdrawn").advice
 
 
