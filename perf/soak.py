@@ -19,6 +19,7 @@ from perf.implementations import ALL, Running
 from perf.plot import Axis, Line, svg
 from perf.processes import proportional_kib, with_descendants
 from perf.record import RESULTS, machine
+from perf.same_node import SAME_NODE
 from perf.works import SINK_PORT, SOURCE_PORT, Kind, Work
 
 MIX = (
@@ -53,13 +54,14 @@ class Slice:
 def main(arguments: Sequence[str]) -> int:
     """Returns 0 when nothing went wrong."""
     parser = argparse.ArgumentParser(prog="python -m perf soak", description=__doc__)
-    names = [one.name for one in ALL]
+    everything = (*ALL, *SAME_NODE)
+    names = [one.name for one in everything]
     parser.add_argument("--only", choices=names, default="ztunnel-2", help="what carries it")
     parser.add_argument("--minutes", type=float, default=30.0, help="in all (30)")
     parser.add_argument("--slice", type=float, default=30.0, help="seconds between looks (30)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args(arguments)
-    implementation = next(one for one in ALL if one.name == options.only)
+    implementation = next(one for one in everything if one.name == options.only)
     reason = implementation.missing()
     if reason is not None:
         sys.exit(f"{implementation.name}: {reason}")

@@ -171,7 +171,8 @@ def outbound_rules() -> tuple[Rule, ...]:
 def inbound_rules() -> tuple[Rule, ...]:
     """For the beginning of the chain that redirects what comes in."""
     passed = nft.mark(TAG, TAG_MASK)
-    return (Rule((*_BEGINS, *passed, nft.counter(), nft.accept()), "past the proxy"),)
+    remembered = nft.connection_mark_from_packet()
+    return (Rule((*_BEGINS, *passed, nft.counter(), *remembered, nft.accept()), "past the proxy"),)
 
 
 def neighbour_element(address: str) -> tuple[str, Element]:

@@ -69,9 +69,9 @@ class DirectFlow:
     """
 
     __slots__ = (
-        "_first_gone", "_inbound", "_looked_at", "_outbound", "arrived", "begun", "client",
-        "closed", "destination", "far", "far_end", "from_client", "from_server", "mark", "near",
-        "near_end", "path", "sequence", "target",
+        "_first_gone", "_inbound", "_looked_at", "_missing", "_outbound", "arrived", "begun",
+        "client", "closed", "destination", "far", "far_end", "from_client", "from_server", "mark",
+        "near", "near_end", "path", "sequence", "target",
     )  # fmt: skip
 
     def __init__(
@@ -101,6 +101,7 @@ class DirectFlow:
         self.far_end: Tally | None = None
         self._looked_at: Tally | None = None
         self._first_gone = ClosedBy.SERVER
+        self._missing = False  # the client's socket is gone, and its last counts have not come
 
     def belongs_to(self, outbound: DirectOutbound, inbound: DirectInbound) -> None:
         """Both sides, which are told when it ends."""
@@ -138,9 +139,16 @@ class DirectFlow:
                 self.from_client = max(near.sent, self.from_client)
                 self.from_server = max(near.received, self.from_server)
                 if not self.arrived and time.monotonic() - self.begun > ARRIVAL:
-                    self._astray(near)
+                    # Nobody is asked any more at a pod that is about to leave the mesh.
+                    self.arrived = not self.far.is_open and near.state == ESTABLISHED
+                    if not self.arrived:
+                        self._astray(near)
                 return
-            if not self.arrived and self._looked_at is None:
+            if not self._missing:
+                # What has been counted is about to be told, mostly.
+                self._missing = True
+                return
+            if self._looked_at is None or not self._looked_at.acknowledged:
                 self._not_connected()
                 return
         if self.far_end is None:

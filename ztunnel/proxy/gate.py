@@ -49,7 +49,12 @@ _Ends = tuple[SocketAddress, SocketAddress]
 
 
 class Gate:
-    """The gate of one pod. Raises OSError where it cannot be had."""
+    """The gate of one pod. Raises OSError where it cannot be had.
+
+    Attributes:
+        is_open: the pod's rules ask it. They do not any more when the pod is about to leave the
+            mesh, while ztunnel still serves it.
+    """
 
     def __init__(self, keeper: "Gatekeeper", pod: LocalPod) -> None:
         self.keeper = keeper
@@ -60,6 +65,7 @@ class Gate:
         self._filled: frozenset[str] = frozenset()
         self._generation = -1
         self._pause = self._next_pause = 0  # ticks without an attempt to fill the sets
+        self.is_open = False
         with ExitStack() as stack:
             self._queue = PacketQueue(self._namespace, ())
             stack.callback(self._queue.close)
@@ -90,14 +96,13 @@ class Gate:
         """Aborts connections that a worker let go which is no more: nobody has judged them."""
         ended = 0
         alive: dict[int, bool] = {self.owner: False}
-        for client, destination, mark in self._conntrack.marked(
-            direct_rules.TAG, direct_rules.TAG_MASK
-        ):
+        for near, far, mark in self._conntrack.marked(direct_rules.TAG, direct_rules.TAG_MASK):
             owner = direct_rules.owner_of(mark)
             if owner not in alive:
                 alive[owner] = is_bound(self._namespace, direct_rules.FIRST_OWNER + owner)
             if not alive[owner]:
-                ended += self.sockets.abort(client, destination)
+                # At the client's end, or where the connection came in.
+                ended += self.sockets.abort(near, far) or self.sockets.abort(far, near)
         if ended:
             log.warning(
                 "%d connections of pod %s were ended: the worker that had let them go is gone",
@@ -133,11 +138,13 @@ class Gate:
         try:
             self.fill(addresses)
         except OSError as error:
+            self.is_open = False
             # ENOENT: another node agent's rules, or the pod is not captured yet.
             self._next_pause = min(2 * self._next_pause + 1, _PATIENT)
             self._pause = self._next_pause
             log.debug("pod %s: nothing goes past the proxy: %s", self.pod, error)
         else:
+            self.is_open = True
             self._next_pause = 0
 
     def _target(self, target: SocketAddress) -> int:
@@ -187,7 +194,9 @@ class Gate:
         if neighbour is None or neighbour.target.connect != neighbour.target.destination:
             return 0
         far = keeper.gates.get(neighbour.pod)
-        if far is None or far is self or not keeper.trusts(self.pod, neighbour.pod):
+        if far is None or far is self or not far.is_open:
+            return 0
+        if not keeper.trusts(self.pod, neighbour.pod):
             return 0
         verdict = authorize(keeper.context.state, neighbour.workload, neighbour.attributes)
         if not verdict.allowed:

@@ -25,7 +25,8 @@ from ztunnel.mesh.policy import (
     StringMatch,
     StringMatchKind,
 )
-from ztunnel.proxy.gate import Gatekeeper, leave_captured
+from ztunnel.proxy import direct
+from ztunnel.proxy.gate import Gate, Gatekeeper, leave_captured
 from ztunnel.tls.crl import RevocationList
 
 pytestmark = pytest.mark.root
@@ -375,6 +376,41 @@ async def test_a_successor_leaves_alone_what_is_watched(pair: Pair) -> None:
     await live.aclose()
     await lines(pair, 'path="direct"')
     old.close()
+
+
+def open_connections(pair: Pair, name: str) -> int:
+    """Those that go past the proxies, as connection tracking has them."""
+    with Conntrack(network(pair, name)) as conntrack:
+        return conntrack.count_open(direct_rules.TAG, direct_rules.TAG_MASK)
+
+
+async def test_connections_to_a_pod_that_is_about_to_leave(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rules ask nobody any more, and what was let go just then arrives all the same."""
+    monkeypatch.setattr(direct, "ARRIVAL", 0.3)
+    keeper = keeper_of(pair)
+    before = await pair.dial()
+    assert await ask(before) == b"hello"
+    assert (open_connections(pair, "client"), open_connections(pair, "server")) == (1, 1)
+    [_, captured] = pair.mesh.captures
+    with monkeypatch.context() as patch:
+        patch.setattr(Gate, "keep_filled", lambda *_: None)  # nobody has noticed yet
+        captured.release()
+        early = await pair.dial()
+    assert straight(pair) == 2
+    assert await ask(early) == b"hello"
+    await trio.sleep(1)
+    assert not keeper.gates[pair.mesh.pods["server"]].is_open
+    for live in (before, early):
+        assert await ask(live) == b"hello"
+    late = await pair.dial()  # as ever, until its client hears that there is no tunnel any more
+    assert await ask(late) == b"hello"
+    assert straight(pair) == 2
+    await early.aclose()
+    await before.aclose()
+    await lines(pair, 'path="direct"')
+    assert open_connections(pair, "client") == 0
 
 
 async def test_a_pod_without_identity_cannot_use_an_address(pair: Pair) -> None:
