@@ -1,5 +1,6 @@
 """Connections between pods of one node that pass by the proxy: a whole mesh, two workers."""
 
+import errno
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from tests.support.pod_sockets import connect, echo, exchange
 from tests.support.requirements import without_direct
 from tests.support.ztunnel_processes import ZtunnelProcesses
 from ztunnel.kernel import direct_rules
+from ztunnel.linux.netlink import NetlinkError
 from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.linux.nftables import Nftables
 
@@ -57,15 +59,18 @@ def network(mesh: MeshLab, pod: str) -> NetworkNamespace:
 
 
 def queued(mesh: MeshLab, pod: str) -> set[str]:
-    """The addresses whose first packets a pod has queued."""
-    with Nftables(network(mesh, pod)) as nftables:
-        if direct_rules.TABLE not in nftables.table_names():
-            return set()
-        return {
-            direct_rules.neighbour_address(element)
-            for found in direct_rules.neighbour_sets()
-            for element in nftables.elements(direct_rules.TABLE, found)
-        }
+    """The addresses whose first packets a pod has queued; none while its rules are not there."""
+    try:
+        with Nftables(network(mesh, pod)) as nftables:
+            return {
+                direct_rules.neighbour_address(element)
+                for found in direct_rules.neighbour_sets()
+                for element in nftables.elements(direct_rules.TABLE, found)
+            }
+    except NetlinkError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return set()
 
 
 def gates_open(mesh: MeshLab, *pods: str) -> None:
