@@ -18,7 +18,7 @@ from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
 from ztunnel.proxy.admission import Admission
 from ztunnel.proxy.certificates import CertificateStore
-from ztunnel.proxy.pool import PoolSettings, observe_stage
+from ztunnel.proxy.pool_settings import PoolSettings, observe_stage
 from ztunnel.proxy.registry import Registry
 from ztunnel.relay.engine import Engine
 from ztunnel.relay.tunnel import Keepalive as TunnelKeepalive

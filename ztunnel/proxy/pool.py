@@ -11,39 +11,33 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 
 from ztunnel.hbone.client import TunnelClient
 from ztunnel.http2.events import GoAwayReceived, SettingsReceived
-from ztunnel.http2.settings import LocalSettings
 from ztunnel.linux.socket_stock import SocketStock
-from ztunnel.linux.sockets import Keepalive, SocketAddress, start_connect
 from ztunnel.mesh.identity import Identity
-from ztunnel.proxy.certificates import CertificateStore, CertificateUnavailable
+from ztunnel.proxy.certificates import CertificateUnavailable
 from ztunnel.proxy.failure import ConnectFailure
-from ztunnel.proxy.handshake import connected, shake_hands
 from ztunnel.proxy.outer import OuterStream
-from ztunnel.relay.engine import Engine
+from ztunnel.proxy.peer_connection import by_revocation, connect_to, shake_hands_with
+from ztunnel.proxy.peer_key import PeerKey
+from ztunnel.proxy.pool_settings import PoolSettings
 from ztunnel.relay.kernel_tunnel import make_tunnel
 from ztunnel.relay.leaving import PATIENCE
-from ztunnel.relay.tunnel import Keepalive as TunnelKeepalive
 from ztunnel.relay.tunnel import Tunnel
-from ztunnel.telemetry.counters import Counters
 from ztunnel.telemetry.labels import (
     CERT_REVOKED,
     CONNECT,
     H2_HANDSHAKE_FAILURE,
     IDENTITY_ERROR,
-    NETWORK_POLICY,
     TLS_FAILURE,
 )
-from ztunnel.tls.contexts import ContextCache
 from ztunnel.tls.crl import RevocationList
-from ztunnel.tls.errors import Alert, PeerRefused, TlsError
-from ztunnel.tls.handshake import Handshake
-from ztunnel.tls.spiffe import PeerCertificate, ServerMustBe, refuse_revoked
+from ztunnel.tls.errors import TlsError
+from ztunnel.tls.spiffe import PeerCertificate
 
 log = logging.getLogger("ztunnel.proxy")
 
@@ -51,38 +45,6 @@ _AT_ONCE: Final = 8  # tunnels opened to one peer at the same time
 _INNER_IDLE: Final = 5.0  # seconds; an inner tunnel is not meant to be used again
 _LAST_WORDS: Final = 1.0  # seconds for an alert to reach the end of an inner tunnel that failed
 _RESETS_LEFT: Final = 50  # a tunnel whose peer takes fewer resets than this gets no new streams
-
-
-class PeerKey(NamedTuple):
-    """Whom a tunnel leads to.
-
-    Attributes:
-        address: where to connect.
-        expected: one of these must be in the certificate there.
-        inner_authority: "" for a plain tunnel; else a tunnel to the peer at `address` is asked
-            for a connection to this authority, and the tunnel meant here runs inside of that
-            one (another network's gateway).
-        inner_expected: one of these must be in the certificate at the end of the inner tunnel.
-    """
-
-    address: SocketAddress
-    expected: tuple[Identity | str, ...]
-    inner_authority: str = ""
-    inner_expected: tuple[Identity | str, ...] = ()
-
-    def through(self, authority: str, expected: tuple[Identity | str, ...]) -> "PeerKey":
-        """The tunnel inside this one."""
-        return PeerKey(self.address, self.expected, authority, expected)
-
-    @property
-    def outer(self) -> "PeerKey":
-        """The tunnel around an inner one."""
-        return PeerKey(self.address, self.expected)
-
-    def __str__(self) -> str:
-        host, port = self.address
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return f"{self.inner_authority} through {where}" if self.inner_authority else where
 
 
 class Waiting(Protocol):
@@ -93,55 +55,6 @@ class Waiting(Protocol):
 
     def tunnel_failed(self, failure: ConnectFailure) -> None:
         """There will be no tunnel."""
-
-
-class PoolSettings:
-    """What all pools of a worker have in common."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        contexts: ContextCache,
-        certificates: CertificateStore,
-        *,
-        mark: int | None,
-        keepalive: Keepalive | None,
-        max_streams: int,
-        idle_timeout: float,
-        connect_timeout: float,
-        handshake_timeout: float,
-        tunnel_keepalive: TunnelKeepalive,
-        http: LocalSettings,
-        counters: Counters,
-    ) -> None:
-        self.engine = engine
-        self.counters = counters
-        self.contexts = contexts
-        self.certificates = certificates
-        self.mark = mark
-        self.keepalive = keepalive
-        self.max_streams = max_streams
-        self.idle_timeout = idle_timeout
-        self.connect_timeout = connect_timeout
-        self.handshake_timeout = handshake_timeout
-        self.tunnel_keepalive = tunnel_keepalive
-        self.http = http
-        self.revocations: RevocationList | None = None
-
-
-def observe_stage(counters: Counters, inbound: bool, stage: str, ok: bool, started: float) -> None:
-    """See `Context.took`."""
-    counters.histogram(
-        "ztunnel_handshake_duration_seconds",
-        "inbound" if inbound else "outbound",
-        stage,
-        "ok" if ok else "failed",
-    ).observe(time.monotonic() - started)
-
-
-def _by_revocation(error: BaseException) -> bool:
-    """Whether we refused the peer because its certificate is revoked."""
-    return isinstance(error, PeerRefused) and error.alert is Alert.CERTIFICATE_REVOKED
 
 
 class PooledTunnel:
@@ -268,7 +181,7 @@ class Pool:
         except ConnectFailure as error:
             failure = error
         except TlsError as error:
-            flags = CERT_REVOKED if _by_revocation(error) else TLS_FAILURE
+            flags = CERT_REVOKED if by_revocation(error) else TLS_FAILURE
             failure = ConnectFailure(f"TLS with {key}: {error}", flags)
         except OSError as error:
             failure = ConnectFailure(f"connect to {key}: {error.strerror or error}", CONNECT)
@@ -294,33 +207,13 @@ class Pool:
             outer = OuterStream(settings.engine, key.inner_authority, self._baggage())
             sock = await self._inner_socket(key, outer)
         else:
-            sock = await self._connected(key)
-        started, shaken = time.monotonic(), False
+            sock = await connect_to(settings, key, self._sockets)
         try:
-            handshake = Handshake(
-                settings.contexts.client(certificate),
-                ServerMustBe(key.inner_expected or key.expected, settings.revocations),
-            )
-            with trio.move_on_after(settings.handshake_timeout) as limit:
-                result = await shake_hands(settings.engine, sock, handshake)
-            if limit.cancelled_caught:
-                raise ConnectFailure(
-                    f"TLS with {key}: the peer stayed silent in the handshake for"
-                    f" {settings.handshake_timeout:g}s",
-                    TLS_FAILURE,
-                )
-            # The lists may have changed while the handshake went on.
-            refuse_revoked(result.peer, settings.revocations)
-            shaken = True
-        except BaseException as error:
-            settings.engine.close_later(sock)
+            result = await shake_hands_with(settings, key, certificate, sock)
+        except BaseException:
             if outer is not None:
                 outer.over(_LAST_WORDS)
-            if _by_revocation(error):
-                settings.counters.counter("istio_crl_policy_rejections", "source").add()
             raise
-        finally:
-            observe_stage(settings.counters, False, "tls", shaken, started)
         expires = min(certificate.not_after, result.peer.not_after)
         pooled = PooledTunnel(self, key, result.peer, expires, outer)
         self._tunnels.setdefault(key, []).append(pooled)
@@ -334,33 +227,6 @@ class Pool:
             pooled,
         )
         self._nursery.start_soon(self._settings_due, pooled)
-
-    async def _connected(self, key: PeerKey) -> socket.socket:
-        """A TCP connection to the peer. Raises ConnectFailure, OSError."""
-        settings = self.settings
-        sock = start_connect(
-            key.address,
-            mark=settings.mark,
-            keepalive=settings.keepalive,
-            stock=self._sockets,
-        )
-        started, established = time.monotonic(), False
-        try:
-            with trio.move_on_after(settings.connect_timeout) as limit:
-                await connected(settings.engine, sock)
-            if limit.cancelled_caught:
-                raise ConnectFailure(
-                    f"connect to {key}: no answer within {settings.connect_timeout:g}s; maybe a"
-                    f" NetworkPolicy blocks port {key.address[1]}",
-                    NETWORK_POLICY,
-                )
-            established = True
-        except BaseException:
-            settings.engine.close_later(sock)
-            raise
-        finally:
-            observe_stage(settings.counters, False, "connect", established, started)
-        return sock
 
     async def _inner_socket(self, key: PeerKey, outer: OuterStream) -> socket.socket:
         """One end of a socket pair whose other end is relayed to a stream of the outer tunnel.

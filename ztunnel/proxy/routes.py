@@ -10,7 +10,7 @@ from ztunnel.linux.sockets import SocketAddress
 from ztunnel.mesh.decision import Hbone, Via
 from ztunnel.mesh.identity import Identity
 from ztunnel.mesh.state import MeshState
-from ztunnel.proxy.pool import PeerKey
+from ztunnel.proxy.peer_key import PeerKey
 from ztunnel.telemetry.labels import Ends
 
 _MOST: Final = 4096
