@@ -9,7 +9,6 @@ import pytest
 from tests.support.kube.binaries import find
 from tests.support.kube.cluster import Cluster
 from tests.support.kube.go import KubernetesUnavailable
-from tests.support.requirements import LEFT_OUT
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,7 +18,7 @@ def binaries() -> None:
         find("etcd")
         find("kube-apiserver")
     except KubernetesUnavailable as error:
-        pytest.skip(f"{LEFT_OUT}: {error}")
+        pytest.skip(f"no Kubernetes: {error}")
 
 
 @pytest.fixture(scope="module")

@@ -54,8 +54,11 @@ def delta_stream(
     target: str,
     credentials: grpc.ChannelCredentials | None = None,
     metadata: list[tuple[str, str]] | None = None,
+    server_name: str = "",
 ) -> Iterator[DeltaStream]:
-    options = [("grpc.max_receive_message_length", -1)]
+    options: list[tuple[str, int | str]] = [("grpc.max_receive_message_length", -1)]
+    if server_name:
+        options.append(("grpc.ssl_target_name_override", server_name))
     channel = (
         grpc.insecure_channel(target, options)
         if credentials is None

@@ -17,6 +17,7 @@ from ztunnel.kernel.sockmap import Sockmap
 from ztunnel.linux import netns
 
 LEFT_OUT = {
+    "no Istio": "AMBIENTD_WITHOUT_ISTIO",
     "no Kubernetes": "AMBIENTD_WITHOUT_KUBERNETES",
     "no virtual machine": "AMBIENTD_WITHOUT_MACHINE",
 }

@@ -39,8 +39,8 @@ class Pod:
 
 
 def read_pod(root: Section) -> Pod:
-    """Read a Pod. One that has an address and says nothing of readiness is ready: a folder
-    describes running pods, and kubelet sets address and conditions together.
+    """Read a Pod. One that runs and says nothing of readiness is ready: a folder describes running
+    pods, and kubelet sets address and conditions together.
 
     Raises:
         ObjectError: a field is missing or of the wrong type.
@@ -56,7 +56,8 @@ def read_pod(root: Section) -> Pod:
         address = read_ip(text, path, line)
         if address not in ips:
             ips.append(address)
-    ready = True
+    phase = status.choice("phase", _PHASES, "Running" if ips else "Pending")
+    ready = phase != "Pending"
     for condition in status.sections("conditions"):
         if condition.text("type") == "Ready":
             ready = condition.text("status") == "True"
@@ -66,7 +67,7 @@ def read_pod(root: Section) -> Pod:
         service_account=spec.text("serviceAccountName") or spec.text("serviceAccount") or "default",
         host_network=spec.flag("hostNetwork"),
         ips=tuple(ips),
-        phase=status.choice("phase", _PHASES, "Running" if ips else "Pending"),
+        phase=phase,
         ready=ready,
         ports=tuple(_named_ports(spec)),
     )

@@ -351,6 +351,8 @@ class TranslationState:
         if entry is None:
             return
         hosts = self._frame.hosts.get(key, [])
+        if not hosts:
+            return  # all of them are somebody else's
         endpoint = self._frame.writer.inline_endpoint
         # As in Istio: policies go by the labels of the entry, waypoints by the endpoint's.
         policies = self._policies.of_labels(key.namespace, entry.meta.labels)

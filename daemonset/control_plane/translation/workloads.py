@@ -209,7 +209,6 @@ class WorkloadWriter:
             addresses=[ipaddress.ip_address(address).packed],
             network=self._network,
             trust_domain=self._trust_domain,
-            workload_type=WorkloadType.POD,
             status=WorkloadStatus.HEALTHY if ready else WorkloadStatus.UNHEALTHY,
             cluster_id=self._settings.cluster_id,
             network_mode=NetworkMode.HOST_NETWORK,

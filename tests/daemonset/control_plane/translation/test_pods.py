@@ -151,6 +151,7 @@ def test_pending_pods_with_an_address_are_there() -> None:
         ('{podIP: 10.0.0.1, conditions: [{type: Ready, status: "False"}]}', "", False),
         ('{podIP: 10.0.0.1, conditions: [{type: Ready, status: "Unknown"}]}', "", False),
         ("{podIP: 10.0.0.1}", ", deletionTimestamp: x", False),
+        ("{podIP: 10.0.0.1, phase: Pending}", "", False),
     ],
 )
 def test_health_is_the_ready_condition_without_deletion(

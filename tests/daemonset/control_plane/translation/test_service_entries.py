@@ -179,6 +179,7 @@ spec: {clusterIP: 10.96.0.1}
     result = entry("hosts: [web.shop.svc.cluster.local], resolution: DNS", more=more)
     name = "shop/web.shop.svc.cluster.local"
     assert result.raw.addresses[name].aliases == ("/10.96.0.1",)
+    assert list(result.raw.addresses) == [name]  # and the entry's own endpoint is nobody
     assert result.reasons == ["HostTaken"]
 
 
