@@ -25,6 +25,7 @@ from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import TunnelProtocol
 from ztunnel.process import messages
 from ztunnel.process.admin import admin_sources
+from ztunnel.process.ahead import GRACE
 from ztunnel.process.cannot_start import CannotStart
 from ztunnel.process.certificate_desk import CertificateDesk
 from ztunnel.process.channel import Channel, ChannelError, Message, close_all
@@ -342,7 +343,13 @@ class Control:
         refused = await self.feed.apply_encoded(
             type_url, [(resource.name, resource.body) for resource in resources], removed
         )
+        if self.feed.waits_for_policies and self._nursery is not None:
+            self._nursery.start_soon(self._settle)
         return [Rejection(name, reason) for name, reason in refused]
+
+    async def _settle(self) -> None:
+        await trio.sleep(GRACE)
+        await self.feed.settle()
 
     async def _answer_lookup(self, worker: WorkerLink, key: str) -> None:
         worker.send(messages.LOOKED_UP, key, await self._look_up(key))

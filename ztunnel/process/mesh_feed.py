@@ -14,6 +14,7 @@ from ztunnel.mesh.policy import Authorization
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
 from ztunnel.process import messages
+from ztunnel.process.ahead import Ahead
 from ztunnel.process.worker_link import WorkerLink
 
 log = logging.getLogger("ztunnel.control")
@@ -37,6 +38,7 @@ class MeshFeed:
         self._workers = workers
         self._sequence = 0
         self._listeners: list[Callable[[Changes], None]] = []
+        self._ahead = Ahead(state)
         self._local: set[str] = set()
         self._local_policies: set[str] = set()
 
@@ -150,10 +152,30 @@ class MeshFeed:
                 if error.fallback is not None and self.state.policy(error.fallback.key) is None:
                     upserts.append(error.fallback)
         if type_url == AUTHORIZATION_TYPE:
-            await self.apply(upserts, [], removed)
+            # With them, in one step, the workloads that waited for them.
+            arriving = [policy.key for policy in upserts if isinstance(policy, Authorization)]
+            await self.apply([*upserts, *self._ahead.release(arriving)], [], removed)
         else:
-            await self.apply(upserts, removed, [])
+            ready = self._ahead.hold(upserts, removed, trio.current_time())
+            await self.apply(ready, removed, [])
         return refused
+
+    @property
+    def waits_for_policies(self) -> bool:
+        """Whether `settle` is to be called, `ahead.GRACE` seconds from now."""
+        return bool(self._ahead)
+
+    async def settle(self) -> None:
+        """Workloads whose policies have not come in time go by what they were told."""
+        late = self._ahead.expire(trio.current_time())
+        for workload in late:
+            log.warning(
+                "workload %s names a policy that the control plane has not sent: %s",
+                workload.uid,
+                ", ".join(workload.authorization_policies),
+            )
+        if late:
+            await self.apply(late, [], [])
 
 
 _DECODERS: Final[dict[str, Callable[[bytes], Resource]]] = {

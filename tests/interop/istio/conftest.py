@@ -11,6 +11,7 @@ from tests.support.istio.definitions import install_definitions
 from tests.support.istio.istiod import Istiod
 from tests.support.kube import binaries as kubernetes
 from tests.support.kube.cluster import Cluster
+from tests.support.kube.go import KubernetesUnavailable
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,7 +29,7 @@ def istio_binaries() -> None:
     try:
         kubernetes.find("etcd")
         kubernetes.find("kube-apiserver")
-    except kubernetes.KubernetesUnavailable as error:
+    except KubernetesUnavailable as error:
         pytest.skip(f"no Kubernetes: {error}")
 
 

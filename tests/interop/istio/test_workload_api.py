@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import pprint
 from typing import Any
 
 import pytest
-import trio
 
 from daemonset.control_plane.translation.settings import MeshSettings
-from tests.support.istio.comparison import Served, ask, differences
+from tests.support.istio.agreement import agree
 from tests.support.istio.istiod import Istiod
-from tests.support.istio.objects import read_objects, token_of, write_objects
+from tests.support.istio.objects import read_objects, write_objects
 from tests.support.kube.cluster import Cluster
-from tests.support.kube.plane import Running, control_plane
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 60.0
 THERE, NOT = "there", None
 WEB = "shop/web.shop.svc.cluster.local"
 DATAGRAMS = "shop/datagrams.example.com"
@@ -108,37 +104,6 @@ def mesh(cluster: Cluster) -> Cluster:
     """All objects, and a ztunnel."""
     write_objects(cluster, read_objects())
     return cluster
-
-
-async def agree(
-    mesh: Cluster, istiod: Istiod, settings: MeshSettings, wanted: dict[str, tuple[Any, Any]]
-) -> None:
-    """Wait until both differ in what is wanted and nothing else."""
-    tokens = {
-        node: await trio.to_thread.run_sync(token_of, mesh, "istio-system", f"ztunnel-{node[-1]}")
-        for node in ("node-1", "node-2")
-    }
-
-    def served(port: int | None, roots_pem: str) -> Served:
-        """By all nodes together: ours tells each only of the policies that it needs."""
-        first, second = (
-            ask(f"localhost:{port}", roots_pem, token, node) for node, token in tokens.items()
-        )
-        return first | second
-
-    def compare(running: Running) -> dict[str, tuple[Any, Any]]:
-        theirs = served(istiod.tls, istiod.roots_pem)
-        return differences(theirs, served(running.ports.tls, running.plane.roots_pem))
-
-    async with control_plane(mesh, settings=settings) as running:
-        found: dict[str, tuple[Any, Any]] = {}
-        with trio.move_on_after(PATIENCE):
-            while (found := await trio.to_thread.run_sync(compare, running)) != wanted:
-                await trio.sleep(0.3)
-    unexpected = {key: value for key, value in found.items() if wanted.get(key) != value}
-    missing = {key: value for key, value in wanted.items() if found.get(key) != value}
-    assert not unexpected, pprint.pformat(unexpected, width=150)
-    assert not missing, pprint.pformat(missing, width=150)
 
 
 async def test_told_to_be_like_istio_ours_says_the_same(mesh: Cluster, istiod: Istiod) -> None:

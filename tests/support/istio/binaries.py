@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.support import go
+from tests.support.kube.go import GO, Go, KubernetesUnavailable
 
 RELEASE = "1.31"
 VERSION = "v0.0.0-20260827124520-eed52ebb66ad"
@@ -58,7 +58,10 @@ def find(name: str) -> Path:
 
 def _folder() -> Path:
     named = os.environ.get("AMBIENTD_ISTIO")
-    return Path(named) if named else go.cache() / "istio" / VERSION
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ambientd" / "istio" / VERSION
 
 
 def _target(name: str) -> Path:
@@ -90,10 +93,10 @@ def build(limit: float | None = None) -> None:
             return
         try:
             with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as work:
-                builder = _Builder(go.Go(deadline), Path(work))
+                builder = _Builder(Go(folder, deadline), Path(work))
                 for name in missing:
                     builder.make(name)
-        except go.GoFailure as error:
+        except KubernetesUnavailable as error:
             raise IstioUnavailable(str(error)) from error
 
 
@@ -109,11 +112,11 @@ class _Builder:
     """Makes the files of `_folder`, from a module of our own that requires Istio's: where Istio's
     is built as it stands, all versions of its go.mod must be there."""
 
-    def __init__(self, command: go.Go, work: Path) -> None:
+    def __init__(self, command: Go, work: Path) -> None:
         self._go = command
         self._work = work
         required = "".join(f"\t{name} {version}\n" for name, version in _NEEDS.items())
-        text = f"module istiobin\n\ngo {go.VERSION}.0\n\nrequire (\n{required})\n"
+        text = f"module istiobin\n\ngo {GO}.0\n\nrequire (\n{required})\n"
         (work / "go.mod").write_text(text)
         shutil.copytree(_PEER, work / "peer")
         (work / "go.sum").write_text((self._module("istio.io/istio") / "go.sum").read_text())

@@ -33,7 +33,7 @@ class IstioMesh:
         self.pods: dict[str, Json] = {}
         self._stack = ExitStack()
 
-    def start_ztunnel(self, number: int, zds: Path) -> Running:
+    def start_ztunnel(self, number: int, zds: Path, **environment: str) -> Running:
         """One of ours on a node, configured as Istio's; the agent listens at ``zds``."""
         inside = self.room.node(number).network
         self._stack.enter_context(forwarded(inside, ("127.0.0.1", ISTIOD_PORT), self.istiod.tls))
@@ -51,7 +51,7 @@ class IstioMesh:
             CA_ADDRESS=address, CA_ROOT_CA=str(roots), ALT_CA_HOSTNAME=_ISTIOD,
             POD_NAME=f"ztunnel-{number}", POD_NAMESPACE="istio-system",
             SERVICE_ACCOUNT="ztunnel", INSTANCE_IP=f"172.18.0.{number + 1}",
-            ZTUNNEL_WORKER_THREADS="1",
+            ZTUNNEL_WORKER_THREADS="1", **environment,
         )  # fmt: skip
         self.ztunnels[number] = ztunnel
         return ztunnel
