@@ -57,7 +57,7 @@ def read_pod(root: Section) -> Pod:
         if address not in ips:
             ips.append(address)
     phase = status.choice("phase", _PHASES, "Running" if ips else "Pending")
-    ready = phase != "Pending"
+    ready = status.text("phase") != "Pending"  # said, and not only for want of an address
     for condition in status.sections("conditions"):
         if condition.text("type") == "Ready":
             ready = condition.text("status") == "True"
