@@ -7,6 +7,7 @@ nothing but v2, a group with processes cannot hand controllers to others, and th
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -20,13 +21,18 @@ def only_v2(top: Path = TOP) -> bool:
 
 
 class NodeCgroups:
-    """The groups of one node. `folders` are to be joined by its first process."""
+    """The groups of one node of this process. `folders` are to be joined by its first process."""
 
     def __init__(self, name: str) -> None:
-        self.folders = [parent / name for parent in _parents()]
+        self._name = name
+        self.folders = [parent / f"{name}-{os.getpid()}" for parent in _parents()]
 
     def make(self) -> None:
-        """Raises OSError."""
+        """Those that a run which was killed has left are removed. Raises OSError."""
+        for folder in self.folders:
+            for left in folder.parent.glob(f"{self._name}-*"):
+                if not Path("/proc", left.name.rpartition("-")[2]).exists():
+                    _remove(left)
         if only_v2():
             wanted = (TOP / "cgroup.controllers").read_text().split()
             (TOP / "cgroup.subtree_control").write_text(" ".join(f"+{each}" for each in wanted))

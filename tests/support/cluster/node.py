@@ -40,7 +40,7 @@ class Node:
         self._host = host
         self._nodes = nodes
         self._programs = programs
-        self._cgroups = NodeCgroups(f"{name}-{os.getpid()}")
+        self._cgroups = NodeCgroups(name)
         self._network: NetworkNamespace | None = None
 
     @property
