@@ -36,8 +36,8 @@ from ztunnel.tls.session import OVERHEAD, Session
 
 # Not Final: a compiled module would hold the values, and tests could not change them.
 MOVE_AFTER: int = 1 << 20  # bytes of bulk in one direction before it moves into the kernel
-SPLICE_FROM: int = 1 << 15  # bytes of a frame's payload that are worth two system calls
-_LARGE: Final = 1 << 16  # a read of so many bytes is bulk
+LARGE: int = 1 << 16  # a read of so many bytes from the peer is bulk
+SPLICE_FROM: Final = 1 << 15  # bytes of a frame's payload that are worth two system calls
 
 _ALERTS: Final = {
     errno.EBADMSG: (Alert.BAD_RECORD_MAC, "a record that does not authenticate"),
@@ -169,7 +169,7 @@ class KernelTunnel(Tunnel):
 
     def _open(self, end: int) -> None:
         super()._open(end)
-        if end >= _LARGE and not self._refused:
+        if end >= LARGE and not self._refused:
             self._bulk_in += end
             self._wanted = self._bulk_in >= MOVE_AFTER
         if self._wanted:
@@ -233,7 +233,7 @@ class KernelTunnel(Tunnel):
         payload = self._exact and http.payload_left > 0
         self._dispatch(http.receive(self.buffers.plain[:count], self.engine.now))
         # As long as much comes, or where a frame has just been read to its end.
-        self._exact = payload or count >= _LARGE or http.payload_left >= SPLICE_FROM
+        self._exact = payload or count >= LARGE or http.payload_left >= SPLICE_FROM
         if http.out and not self.dirty:
             self.mark_dirty()
         return count

@@ -40,7 +40,10 @@ async def _room(
     client: str = "ktls", server: str = "ktls", pipes: bool = True, **more: Any
 ) -> AsyncIterator[Joined]:
     paths = KernelPaths(pipes=Pipes(4) if pipes else None, ktls=True)
-    with mock.patch.object(kernel_tunnel, "MOVE_AFTER", _EARLY):
+    with (
+        mock.patch.object(kernel_tunnel, "MOVE_AFTER", _EARLY),
+        mock.patch.object(kernel_tunnel, "LARGE", 4096),
+    ):
         async with joined(paths=paths, client_path=client, server_path=server, **more) as made:
             yield made
 
