@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from ztunnel.relay.engine import COMPANY, Engine
+from ztunnel.relay.engine import COMPANY, NO_MORE, TOO_LONG, Engine
 
 
 @pytest.fixture
@@ -257,3 +257,62 @@ async def test_who_is_alone_is_not_made_to_wait_for_others(engine: Engine) -> No
     assert await pass_on(first, other) == 0
     for chain in (first, last, other):
         chain.close()
+
+
+class Processor:
+    """Notes when the engine gives it up, and may keep it for a while."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.given_up = 0
+        self.keeps = 0.0  # seconds
+        monkeypatch.setattr("ztunnel.relay.engine.os.sched_yield", self._given)
+
+    def _given(self) -> None:
+        self.given_up += 1
+        if self.keeps:
+            time.sleep(self.keeps)
+
+
+async def serve_together(engine: Engine, rounds: int) -> None:
+    """So many rounds with two descriptors each."""
+    chains = [Chain(engine), Chain(engine)]
+    for _ in range(rounds):
+        for chain in chains:
+            chain.arrived = trio.Event()
+            chain.far.send(b"x")
+        with trio.fail_after(5):
+            for chain in chains:
+                await chain.arrived.wait()
+    for chain in chains:
+        chain.close()
+
+
+async def test_others_may_have_the_processor_where_there_is_company(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = Processor(monkeypatch)
+    alone = Chain(engine)
+    for _ in range(3):
+        alone.arrived = trio.Event()
+        alone.far.send(b"x")
+        with trio.fail_after(5):
+            await alone.arrived.wait()
+    assert not processor.given_up  # one that is alone does not wait for others
+    await serve_together(engine, 10)
+    assert processor.given_up >= 10
+    alone.close()
+
+
+async def test_who_keeps_the_processor_long_does_not_get_it_again_soon(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = Processor(monkeypatch)
+    processor.keeps = 2 * TOO_LONG
+    started = time.monotonic()
+    await serve_together(engine, 50)
+    passed = time.monotonic() - started
+    assert 1 <= processor.given_up <= 1 + passed / (NO_MORE * processor.keeps)
+    engine._keeps = 0.0  # as if that time had passed
+    before = processor.given_up
+    await serve_together(engine, 20)
+    assert processor.given_up > before
