@@ -324,7 +324,7 @@ async def test_drain(told: Told) -> None:
 async def test_a_pod_that_the_mesh_does_not_know_in_time(
     told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ztunnel.proxy.pod.LOCAL_WORKLOAD_TIMEOUT", 0.1)
+    monkeypatch.setattr("ztunnel.proxy.local_pod.LOCAL_WORKLOAD_TIMEOUT", 0.1)
     told.mesh.apply(removed=[told.pair.client.uid, told.pair.server.uid])
     await ends(await told.pair.dial(80, VIP))
     out = await told.line(lambda line: line["direction"] == "outbound")
