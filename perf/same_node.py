@@ -28,6 +28,9 @@ from tests.support.envoy import Envoy
 from tests.support.lab import Lab, lab
 from tests.support.mesh_lab import mesh_lab
 from tests.support.pki import make_root
+from ztunnel.kernel.direct_rules import TABLE, neighbour_sets
+from ztunnel.linux.netns import NetworkNamespace
+from ztunnel.linux.nftables import Nftables
 from ztunnel.mesh.identity import Identity
 
 PODS = {CLIENT: 1, SERVER: 1}
@@ -79,6 +82,7 @@ class ZtunnelHere:
     Attributes:
         way: how its pods are joined.
         settings: of the ztunnel, for that.
+        past_the_proxy: new connections need no relay, from about a second after a pod has joined.
     """
 
     way: str
@@ -86,6 +90,7 @@ class ZtunnelHere:
     settings: Mapping[str, str] = field(default_factory=dict)
     workers: int = 1
     istio: bool = False
+    past_the_proxy: bool = False
 
     @property
     def name(self) -> str:
@@ -107,9 +112,17 @@ class ZtunnelHere:
                 tools,
                 whole_machine=True,
             )
+            if self.past_the_proxy:
+                room.wait(lambda: is_open(bench.client), "pods talk past the proxy")
             process = room.mesh.processes.running[ztunnel_name(room.node_of(SERVER))].process
             assert process is not None
             yield Running(bench, [process.pid])
+
+
+def is_open(client: NetworkNamespace) -> bool:
+    """Whether first packets of a pod to others of its node are asked about."""
+    with Nftables(client) as nftables:
+        return any(nftables.elements(TABLE, name) for name in neighbour_sets())
 
 
 def _bench(room: Lab, tools: Tools) -> Bench:
@@ -120,7 +133,7 @@ def _bench(room: Lab, tools: Tools) -> Bench:
 SAME_NODE: tuple[Implementation, ...] = (
     DirectHere(),
     TcpProxy(),
-    ZtunnelHere("ztunnel", "ztunnel, past the proxy, one node"),
+    ZtunnelHere("ztunnel", "ztunnel, past the proxy, one node", past_the_proxy=True),
     ZtunnelHere(
         "ztunnel-relay", "ztunnel, joined by a relay, one node", {"ZTUNNEL_DIRECT": "false"}
     ),
