@@ -17,6 +17,7 @@ from daemonset.control_plane.ca.token_review import TokenReviewVerifier
 from daemonset.control_plane.ca.tokens import TokenSigner
 from daemonset.control_plane.condition_writer import ConditionWriter
 from daemonset.control_plane.conditions import Judgement
+from daemonset.control_plane.other_planes import refuse_others, watch_for_others
 from daemonset.control_plane.sources.kubernetes import KubernetesSource
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.kube.client import KubeClient
@@ -55,6 +56,7 @@ class KubernetesBackend:
         lease_times: LeaseTimes | None,
     ) -> None:
         self._client = client
+        self._settings = settings
         self._secrets = secrets
         self.authority = authority
         self._overlap = RootOverlap(authority, OVERLAP)
@@ -77,9 +79,11 @@ class KubernetesBackend:
         """Read the authority, or make it; to be called in the trio thread that will serve.
 
         Raises:
+            OtherControlPlaneError: the mesh has one already.
             AuthorityError: there is none that can be used.
             ApiError, ApiUnavailableError: the API server refuses, or does not answer.
         """
+        await refuse_others(client, settings)
         secrets = SecretAuthority(client, settings.root_namespace, settings.trust_domain)
         authority = await secrets.open()
         return cls(client, secrets, authority, settings, replica, pace, lease_times)
@@ -102,6 +106,7 @@ class KubernetesBackend:
             nursery.start_soon(self.election.run)
             nursery.start_soon(self._maps.run)
             nursery.start_soon(self.conditions.run)
+            nursery.start_soon(watch_for_others, self._client, self._settings)
 
     def __str__(self) -> str:
         return f"the Kubernetes API at {self._client}"

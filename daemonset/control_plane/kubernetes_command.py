@@ -13,6 +13,7 @@ import trio
 from daemonset.control_plane.ca.issuer import AuthorityError
 from daemonset.control_plane.config import ServingConfig
 from daemonset.control_plane.kubernetes_backend import KubernetesBackend, Replica
+from daemonset.control_plane.other_planes import OtherControlPlaneError
 from daemonset.control_plane.server import ControlPlane, run_until_signal
 from daemonset.control_plane.translation.settings import MeshSettings
 from daemonset.kube.client import ApiError, ApiUnavailableError, KubeClient, leaves
@@ -39,7 +40,14 @@ def serve_kubernetes(arguments: argparse.Namespace, settings: MeshSettings) -> i
     try:
         client = KubeClient(find_config(arguments.context))
         trio.run(_serve, client, config, replica)
-    except* (KubeConfigError, AuthorityError, ApiError, ApiUnavailableError, OSError) as group:
+    except* (
+        KubeConfigError,
+        AuthorityError,
+        OtherControlPlaneError,
+        ApiError,
+        ApiUnavailableError,
+        OSError,
+    ) as group:
         for error in leaves(group):
             print(error, file=sys.stderr)
         code = 1
