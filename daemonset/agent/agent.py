@@ -11,12 +11,15 @@ from daemonset.agent.capture import CaptureError
 from daemonset.agent.capture_rules import ISTIO_MARK, ISTIO_MASK
 from daemonset.agent.enrolment import EnrolmentOptions
 from daemonset.agent.host import HostProbes
+from daemonset.agent.host_stops import HostStops
 from daemonset.agent.leaving import Told
 from daemonset.agent.mark import packet_mark
 from daemonset.agent.pod_worker import Services
 from daemonset.agent.pods import NetnsResolver, PathResolver, Pod, PodSource
 from daemonset.agent.reconciler import Reconciler
 from daemonset.agent.status import AgentStatus, PodStatus, write_status
+from daemonset.agent.stop_keeper import StopKeeper
+from daemonset.agent.stops import Uncaptured
 from daemonset.agent.zds_server import ZdsServer
 from ztunnel.kernel.direct_rules import Queueing, find_queueing
 from ztunnel.linux.netns import NetworkNamespace
@@ -33,7 +36,7 @@ class AgentConfig:
 
     `istio_mark`: Istio's own ztunnel runs below, which knows no other mark than 1337. `host_netns`
     is the path of the node's network namespace; "" is the one that the agent runs in. `proc` is the
-    node's own /proc.
+    node's own /proc. `uncaptured`: what happens to pods of the mesh that cannot be captured.
     """
 
     run_dir: Path
@@ -42,6 +45,7 @@ class AgentConfig:
     istio_mark: bool = False
     host_netns: str = ""
     proc: Path = Path("/proc")
+    uncaptured: Uncaptured = Uncaptured.STOP
 
 
 def _queueing() -> Queueing | None:
@@ -81,12 +85,15 @@ class Agent:
             self._host = NetworkNamespace.current()
         self._server = ZdsServer(config.zds_path)
         self._probes = HostProbes(self._host)
+        self._stop_rules = HostStops(self._host)
+        self._stops = StopKeeper(self._stop_rules, config.uncaptured)
         self._host_rules = ""
         self._dissolving = False
         self._status_changed = trio.Event()
         self._services = Services(
             self._server,
             self._probes,
+            self._stops,
             resolver if resolver is not None else PathResolver(),
             self._host,
             mark,
@@ -104,7 +111,7 @@ class Agent:
         return AgentStatus(
             self._server.connected,
             self._server.synchronised,
-            self._host_rules,
+            "; ".join(filter(None, (self._host_rules, self._stops.complaint))),
             self._reconciler.statuses(),
         )
 
@@ -145,6 +152,8 @@ class Agent:
         try:
             if self._probes.is_present():
                 found.append("the node's own rules")
+            if self._stop_rules.is_present():
+                found.append("what the node stops")
         except CaptureError as error:
             found.append(str(error))
         return found + self._reconciler.leftovers()
@@ -164,6 +173,7 @@ class Agent:
             await self._status_changed.wait()
         async with self._services.probes_lock:
             await self._services.in_thread(self._probes.stop)
+        await self._stops.remove()
 
     async def run(
         self,
@@ -177,8 +187,10 @@ class Agent:
         """
         try:
             await self._services.in_thread(self._probes.start)
+            await self._stops.start()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._reconciler.run, source)
+                nursery.start_soon(self._stops.run)
                 nursery.start_soon(self._keep_status)
                 # Not before: a snapshot that is not complete would end what is being served.
                 await self._reconciler.first_pass.wait()

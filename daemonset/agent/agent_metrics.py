@@ -49,12 +49,14 @@ class AgentMetrics:
         yield pods
         bypass = GaugeMetricFamily(
             "mesh_bypass_possible",
-            "Pods that should be in the mesh and may talk outside it.",
-            labels=["namespace", "pod", "reason"],
+            "Pods that should be in the mesh and cannot be captured: their traffic is stopped, or"
+            " passes outside the mesh.",
+            labels=["namespace", "pod", "reason", "traffic"],
         )
         for pod in status.pods:
-            if pod.may_bypass:
-                bypass.add_metric([pod.namespace, pod.name, pod.reason], 1)
+            if pod.uncaptured:
+                traffic = "passes" if pod.may_bypass else "stopped"
+                bypass.add_metric([pod.namespace, pod.name, pod.reason, traffic], 1)
         yield bypass
         repairs = CounterMetricFamily(
             "nodeagent_capture_repairs", "Capture rules brought back, by pod.",

@@ -21,6 +21,7 @@ from daemonset.agent.enrolment import (
 from daemonset.agent.mark import MarkError
 from daemonset.agent.node_agent import NodeAgent, NodeAgentConfig
 from daemonset.agent.owners import NotAloneError
+from daemonset.agent.stops import VARIABLE, read_uncaptured
 from daemonset.kube.client import ApiError, KubeClient, leaves
 from daemonset.kube.config import KubeConfigError, find_config
 
@@ -79,6 +80,9 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
         default=environment("AMBIENT_DNS_CAPTURE", "true") == "false")  # fmt: skip
     add("--istio-mark", action="store_true", default=environment("ISTIO_MARK", "") == "true",
         help="Istio's own ztunnel runs here (ISTIO_MARK)")  # fmt: skip
+    add("--uncaptured", metavar="stop|permit", default=environment(VARIABLE, "stop"),
+        help="whether the traffic of pods in the mesh that cannot be captured is stopped, or goes"
+        f" on outside the mesh ({VARIABLE})")  # fmt: skip
     add("--health-port", type=int, default=8000)
     add("--metrics-port", type=int, default=15014)
     add("--daemon-set", default=environment("DAEMON_SET", ""),
@@ -112,6 +116,7 @@ def read_config(arguments: argparse.Namespace) -> NodeAgentConfig:
             arguments.istio_mark,
             arguments.host_netns,
             arguments.proc,
+            read_uncaptured(arguments.uncaptured),
         ),
         cni=cni,
         state_dir=arguments.state_dir,

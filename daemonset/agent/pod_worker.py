@@ -1,10 +1,11 @@
 """One pod's way into the mesh and out of it, and the watch over it in between.
 
 Each pod has a task of its own: whatever fails is retried with growing pauses, and holds up nobody
-else. Into the mesh: namespace, ztunnel, rules, probes. Should the rules fail, the pod is cut off;
-should ztunnel fail, its connections are refused, since they are captured by then, and only probes
-pass. Out of it: no probes, no new connections captured, everybody is told, connections come to
-their end (see leaving), ztunnel lets go, and only then the rules go.
+else. Into the mesh: namespace, ztunnel, rules, probes. Should the rules fail, the pod is cut off,
+on the node where its namespace cannot be entered; should ztunnel fail, its connections are refused,
+since they are captured by then, and only probes pass. Out of it: no probes, no new connections
+captured, everybody is told, connections come to their end (see leaving), ztunnel lets go, and only
+then the rules go.
 """
 
 import logging
@@ -23,6 +24,7 @@ from daemonset.agent.leaving import Told, wait_until_drained, wait_until_told
 from daemonset.agent.netns_check import check_ownership
 from daemonset.agent.pods import NetnsNotFound, NetnsResolver, Pod
 from daemonset.agent.status import PodState, PodStatus
+from daemonset.agent.stop_keeper import StopKeeper
 from daemonset.agent.zds_connection import ZtunnelError
 from daemonset.agent.zds_server import ZdsServer
 from ztunnel.kernel.direct_rules import Queueing
@@ -51,6 +53,7 @@ class Services:
 
     server: ZdsServer
     probes: HostProbes
+    stops: StopKeeper
     resolver: NetnsResolver
     host: NetworkNamespace
     mark: int
@@ -86,6 +89,7 @@ class PodWorker:
         self._resolved_from = pod
         self._capture: Capture | None = None
         self._announced = False  # to the ZDS server, whether ztunnel knows or not
+        self._captured = False  # nothing of it goes past the mesh, whatever else may be wrong
         self._looked_for_leftovers = False
         self._complaint = ""
         self.status = PodStatus(
@@ -147,7 +151,11 @@ class PodWorker:
         except Exception as error:
             # A defect, or a kernel that does what no kernel did before: it concerns this pod only.
             logger.exception("%s: unexpected", self._pod)
-            self._report(self.status.state, f"{type(error).__name__}: {error}")
+            what = f"{type(error).__name__}: {error}"
+            if self._captured or self._gone or not self._enrolment.enrolled:
+                self._report(self.status.state, what)
+            else:
+                await self._stop_on_node(what)
         return False
 
     # --- into the mesh ---------------------------------------------------------------------------
@@ -160,9 +168,7 @@ class PodWorker:
             namespace = await self._resolve()
         except NetnsNotFound as error:
             services.server.put(pod.uid, info, None)
-            # Without an address nothing of it runs yet.
-            state = PodState.FAILED if pod.addresses else PodState.ENROLLING
-            self._report(state, str(error))
+            await self._stop_on_node(str(error))
             raise
         options = CaptureOptions(
             services.mark,
@@ -182,6 +188,12 @@ class PodWorker:
             await services.in_thread(self._capture.resume)
         except CaptureError as error:
             await self._cut_off(self._capture, error)
+            raise
+        self._captured = True
+        try:
+            await services.stops.lift(pod.uid)
+        except CaptureError as error:
+            self._report(PodState.STOPPED, str(error))
             raise
         if not served:
             services.server.put(pod.uid, info, namespace)
@@ -242,24 +254,50 @@ class PodWorker:
         if previous is not None:
             logger.info("%s has a new network namespace", pod)
             self._let_go()
-        self._capture = None
+        self._capture, self._captured = None, False
         self._namespace, self._resolved_from = found, pod
         return found
 
     async def _cut_off(self, capture: Capture, error: CaptureError) -> None:
+        services = self._services
+        self._captured = False
         try:
-            how = await self._services.in_thread(capture.stop)
+            if services.stops.permits:
+                # An agent before this one may have stopped it.
+                await services.in_thread(capture.resume)
+                self._report(PodState.FAILED, f"{services.stops.permits}: {error}")
+                return
+            how = await services.in_thread(capture.stop)
         except CaptureError as worse:
-            self._report(PodState.FAILED, f"{error}; {worse}")
+            await self._stop_on_node(f"{error}; {worse}")
             return
+        self._report_stopped(how, str(error))
+
+    async def _stop_on_node(self, reason: str) -> None:
+        """Never raises: what goes wrong is reported, and tried again with the rest."""
+        stops = self._services.stops
+        if not self._pod.addresses:
+            self._report(PodState.ENROLLING, reason)  # nothing of it runs yet
+        elif stops.permits:
+            self._report(PodState.FAILED, f"{stops.permits}: {reason}")
+        else:
+            try:
+                how = await stops.stop(self._pod)
+            except CaptureError as worse:
+                self._report(PodState.FAILED, f"{reason}; {worse}")
+            else:
+                self._report_stopped(how, reason)
+
+    def _report_stopped(self, how: str, reason: str) -> None:
         if self.status.state is not PodState.STOPPED:
-            logger.error("%s is cut off: %s; %s", self._pod, how, error)
-        self._report(PodState.STOPPED, f"{how}: {error}")
+            logger.error("%s is cut off: %s: %s", self._pod, how, reason)
+        self._report(PodState.STOPPED, f"{how}: {reason}")
 
     # --- out of the mesh -------------------------------------------------------------------------
 
     async def _leave(self) -> None:
         reason = self._enrolment.reason
+        await self._services.stops.lift(self._pod.uid)
         if not self._announced and not self._looked_for_leftovers:
             await self._look_for_leftovers()
         if self._announced:
@@ -317,12 +355,13 @@ class PodWorker:
         if not self._announced:
             return self._let_go()
         services, uid, capture = self._services, self._pod.uid, self._capture
+        await services.stops.lift(uid)
         async with services.probes_lock:
             await services.in_thread(lambda: services.probes.remove(uid))
         await services.server.delete(uid)
         if alive and capture is not None:
             await services.in_thread(capture.remove)
-        self._announced = False
+        self._announced = self._captured = False
         self._capture = None
         return self._let_go()
 

@@ -81,6 +81,7 @@ class Reconciler:
     def _apply(self, pods: Sequence[Pod], nursery: trio.Nursery) -> None:
         seen: dict[str, Pod] = {}
         self._pods = pods
+        self._services.stops.know(pods)
         for pod in pods:
             if pod.uid in seen:
                 logger.error("%s and %s have the same uid %s", seen[pod.uid], pod, pod.uid)

@@ -18,9 +18,10 @@ class PodState(enum.Enum):
     PENDING = "pending"
     """Captured, but no ztunnel serves it: its connections are refused."""
     STOPPED = "stopped"
-    """It cannot be captured, so that nothing gets in or out."""
+    """It cannot be captured, so that nothing gets in or out: in its namespace, or where that cannot
+    be entered on the node."""
     FAILED = "failed"
-    """Its namespace cannot be found, or not be stopped: it may be talking in the clear."""
+    """It cannot be captured, and is not stopped: it may be talking in the clear."""
     LEAVING = "leaving"
 
 
@@ -44,6 +45,11 @@ class PodStatus:
     def out_of_mesh(self) -> bool:
         """Nothing of the mesh is left in it."""
         return self.state is PodState.NOT_IN_MESH
+
+    @property
+    def uncaptured(self) -> bool:
+        """It should be in the mesh, and cannot be captured."""
+        return self.state in (PodState.STOPPED, PodState.FAILED)
 
     @property
     def may_bypass(self) -> bool:

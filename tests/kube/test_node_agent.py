@@ -17,10 +17,12 @@ from daemonset.agent import report_writer
 from daemonset.agent.agent import AgentConfig
 from daemonset.agent.capture_rules import TABLE
 from daemonset.agent.cni_install import CniFolders
+from daemonset.agent.host_stops import HostStops
 from daemonset.agent.node_agent import NodeAgent, NodeAgentConfig
 from daemonset.agent.owners import NotAloneError
 from daemonset.agent.private_socket import listening
 from daemonset.agent.report import REPORT, WITHDRAW, NodeReport, read_report
+from daemonset.agent.stops import Uncaptured
 from daemonset.kube.client import KubeClient
 from daemonset.kube.config import from_kubeconfig
 from tests.daemonset.agent.test_agent import Ztunnel, tables
@@ -34,6 +36,7 @@ from ztunnel.zds.client import ZdsClient
 pytestmark = pytest.mark.root
 REDIRECTION = "ambient.istio.io/redirection"
 MODE = "istio.io/dataplane-mode"
+LOST = "10.9.9.9"
 KINDNET = {"cniVersion": "0.4.0", "name": "k", "plugins": [{"type": "ptp"}]}
 
 
@@ -263,7 +266,7 @@ async def test_a_pod_that_cannot_be_captured_is_told_of(
 ) -> None:
     api.namespace("lost", **{MODE: "ambient"})
     pod = node.create("web", "lost")
-    api.set_status(pod, {"phase": "Running", "podIP": "10.9.9.9", "podIPs": [{"ip": "10.9.9.9"}]})
+    api.set_status(pod, {"phase": "Running", "podIP": LOST, "podIPs": [{"ip": LOST}]})
     async with running(node):
 
         def told() -> bool:
@@ -273,8 +276,39 @@ async def test_a_pod_that_cannot_be_captured_is_told_of(
         await node.until(told)
         assert node.agent is not None
         metrics = node.agent.metrics().decode()
-        assert 'mesh_bypass_possible{namespace="lost",pod="web",reason="no process of' in metrics
+        assert 'mesh_bypass_possible{namespace="lost",pod="web",reason="the node lets n' in metrics
+        assert 'traffic="stopped"} 1.0' in metrics
         assert node.annotation(pod) is None
+        assert HostStops(network.host).uids() == {pod["metadata"]["uid"]}
+        # Its address is given to a pod that is not in the mesh, which the node agent is told of.
+        api.namespace("found")
+        other = node.create("next", "found")
+        api.set_status(other, {"phase": "Running", "podIP": LOST, "podIPs": [{"ip": LOST}]})
+        await node.until(lambda: not HostStops(network.host).is_present())
+        api.delete(other)
+        await node.until(HostStops(network.host).is_present)
+        api.delete(pod)
+        await node.until(lambda: not HostStops(network.host).is_present())
+
+
+async def test_a_pod_that_cannot_be_captured_goes_on_where_that_is_permitted(
+    api: Api, node: Node, network: Cluster
+) -> None:
+    api.namespace("open", **{MODE: "ambient"})
+    pod = node.create("web", "open")
+    api.set_status(pod, {"phase": "Running", "podIP": LOST, "podIPs": [{"ip": LOST}]})
+    permitting = dataclasses.replace(node.config.agent, uncaptured=Uncaptured.PERMIT)
+    node.config = dataclasses.replace(node.config, agent=permitting)
+    async with running(node):
+
+        def told() -> bool:
+            events = api.call("GET", "/api/v1/namespaces/open/events")["items"]
+            return any("AMBIENT_UNCAPTURED is permit" in event["message"] for event in events)
+
+        await node.until(told)
+        assert node.agent is not None
+        assert 'traffic="passes"} 1.0' in node.agent.metrics().decode()
+        assert not HostStops(network.host).is_present()
 
 
 def report(api: Api, node: Node) -> NodeReport:

@@ -18,12 +18,13 @@ _LAST_REGISTER = 4
 _FIRST_SMALL_REGISTER = 8  # NFT_REG32_00, the first four bytes of the first register
 
 _EQ, _NEQ, _GTE = 0, 1, 5
-_META_MARK, _META_IIFNAME, _META_OIFNAME, _META_SKUID = 3, 6, 7, 10
+_META_PROTOCOL, _META_MARK, _META_IIFNAME, _META_OIFNAME, _META_SKUID = 1, 3, 6, 7, 10
 _META_NFPROTO, _META_L4PROTO = 15, 16
 _CT_DIRECTION, _CT_MARK, _CT_ZONE = 1, 3, 17
 _ORIGINAL = 0
 _NETWORK, _TRANSPORT = 1, 2
 _NFPROTO: dict[int, int] = {socket.AF_INET: 2, socket.AF_INET6: 10}
+_ETHERTYPE: dict[int, int] = {socket.AF_INET: 0x0800, socket.AF_INET6: 0x86DD}
 
 _MAP_ADDRESSES, _PROTO_SPECIFIED = 1, 2  # NF_NAT_RANGE_MAP_IPS, NF_NAT_RANGE_PROTO_SPECIFIED
 
@@ -189,16 +190,28 @@ def sent_by_a_process() -> tuple[Expression, ...]:
     return (_expression("meta", _1=_REGISTER, _2=_META_SKUID), _compare(_GTE, _word(0)))
 
 
-def in_set(name: str, kind: int) -> tuple[Expression, ...]:
-    """`ip daddr @name` (`kind` socket.AF_INET) or `ip6 daddr @name` (socket.AF_INET6)."""
+def frame_family(number: int) -> tuple[Expression, ...]:
+    """`meta protocol`: what `family` is to the `inet` family, for tables of the `bridge` one."""
+    return (
+        _expression("meta", _1=_REGISTER, _2=_META_PROTOCOL),
+        _compare(_EQ, struct.pack("!H", _ETHERTYPE[number])),
+    )
+
+
+def in_set(name: str, kind: int, *, bridged: bool = False) -> tuple[Expression, ...]:
+    """`ip daddr @name` (`kind` socket.AF_INET) or `ip6 daddr @name` (socket.AF_INET6); `bridged`
+    in a table of the `bridge` family."""
     offset, length = (16, 4) if kind == socket.AF_INET else (24, 16)
-    return (*family(kind), _payload(_NETWORK, offset, length), _lookup(name))
+    match = frame_family(kind) if bridged else family(kind)
+    return (*match, _payload(_NETWORK, offset, length), _lookup(name))
 
 
-def source_in_set(name: str, kind: int) -> tuple[Expression, ...]:
-    """`ip saddr @name` (`kind` socket.AF_INET) or `ip6 saddr @name` (socket.AF_INET6)."""
+def source_in_set(name: str, kind: int, *, bridged: bool = False) -> tuple[Expression, ...]:
+    """`ip saddr @name` (`kind` socket.AF_INET) or `ip6 saddr @name` (socket.AF_INET6); `bridged`
+    in a table of the `bridge` family."""
     offset, length = (12, 4) if kind == socket.AF_INET else (8, 16)
-    return (*family(kind), _payload(_NETWORK, offset, length), _lookup(name))
+    match = frame_family(kind) if bridged else family(kind)
+    return (*match, _payload(_NETWORK, offset, length), _lookup(name))
 
 
 def _lookup(name: str, register: int | None = None) -> Expression:

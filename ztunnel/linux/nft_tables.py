@@ -5,6 +5,11 @@ from dataclasses import dataclass, field
 
 from ztunnel.linux.nft_expressions import Expression
 
+INET = 1
+"""NFPROTO_INET: packets of IPv4 and IPv6, where they are routed, sent and received."""
+BRIDGE = 7
+"""NFPROTO_BRIDGE: frames, where a bridge takes them in or hands them on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -29,31 +34,35 @@ class Chain:
 @dataclass(frozen=True, slots=True)
 class Element:
     """One element of a set: its key's bytes (of a concatenation each part padded to four), in a map
-    its value, and a comment."""
+    its value, and a comment. `timeout`: milliseconds after which it goes by itself; 0 is never."""
 
     key: bytes
     value: bytes = b""
     comment: str = ""
+    timeout: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Set:
     """A named set, or a map when `value` is given. `key` and `value` name data types; several in
-    `key` are a concatenation. Elements that are changed one by one are not part of a comparison."""
+    `key` are a concatenation. Elements that are changed one by one are not part of a comparison;
+    only in a set of `timeouts` they may have one."""
 
     name: str
     key: tuple[str, ...]
     value: tuple[str, ...] = ()
     elements: tuple[Element, ...] = field(default=(), compare=False)
+    timeouts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of the `inet` family. The order of its chains and sets has no meaning."""
+    """A table of a family (`INET`, `BRIDGE`). The order of its chains and sets has no meaning."""
 
     name: str
     chains: tuple[Chain, ...]
     sets: tuple[Set, ...] = ()
+    family: int = INET
 
 
 def differences(meant: Table, found: Table | None) -> list[str]:

@@ -1,6 +1,7 @@
 """nftables over netlink: tables written in one transaction, read back, removed.
 
-Everything here is of the `inet` family; numbers are those of linux/netfilter/nf_tables.h.
+Everything here is of the `inet` family where no other is named; numbers are those of
+linux/netfilter/nf_tables.h.
 """
 
 import errno
@@ -21,12 +22,11 @@ from ztunnel.linux.netlink import (
 )
 from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.linux.nft_expressions import Expression
-from ztunnel.linux.nft_tables import Chain, Element, Rule, Set, Table
+from ztunnel.linux.nft_tables import INET, Chain, Element, Rule, Set, Table
 
 NETLINK_NETFILTER = 12
 NFNLGRP_NFTABLES = 7
 _SUBSYSTEM = 10 << 8
-_INET = 1
 
 _NEW_TABLE, _GET_TABLE, _DELETE_TABLE = 0, 1, 2
 _NEW_CHAIN, _GET_CHAIN = 3, 4
@@ -37,7 +37,7 @@ _GET_GENERATION = 16
 
 _HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
 _HOOK_NAMES = {number: name for name, number in _HOOKS.items()}
-_SET_IS_MAP = 8
+_SET_IS_MAP, _SET_HAS_TIMEOUTS = 8, 16
 
 # nft's own numbers for data types: the kernel only carries them, `nft list` shows elements by them.
 _DATA_TYPES = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "inet_service": (13, 2), "mark": (19, 4)}
@@ -64,25 +64,25 @@ class Nftables:
         messages: list[Message] = []
         names: list[str] = []
         for table in tables:
-            made = _delete_messages(table.name) + _table_messages(table)
+            made = _delete_messages(table.name, table.family) + _table_messages(table)
             messages += made
             names += [table.name] * len(made)
         self._commit(messages, names)
 
-    def delete(self, *names: str) -> None:
+    def delete(self, *names: str, family: int = INET) -> None:
         """Remove tables, all or nothing. One that is not there is no error."""
         messages: list[Message] = []
         for name in names:
-            messages += _delete_messages(name)
+            messages += _delete_messages(name, family)
         self._commit(messages, [name for name in names for _ in range(2)])
 
-    def read(self, name: str) -> Table | None:
+    def read(self, name: str, family: int = INET) -> Table | None:
         """The table as the kernel has it at one moment, or None. Counters are not part of it."""
         for _ in range(_READ_ATTEMPTS):
             self._wait_for_commit()
             generation = self.generation()
             try:
-                found = self._read_once(name)
+                found = self._read_once(name, family)
             except NetlinkError as error:
                 # Somebody took away what was just being listed: look again.
                 if error.errno != errno.ENOENT:
@@ -106,39 +106,39 @@ class Nftables:
             raise
         return True
 
-    def _read_once(self, name: str) -> Table | None:
+    def _read_once(self, name: str, family: int) -> Table | None:
         try:
-            self._netlink.ask(_SUBSYSTEM | _GET_TABLE, _body(text(1, name)))
+            self._netlink.ask(_SUBSYSTEM | _GET_TABLE, _body(text(1, name), family))
         except NetlinkError as error:
             if error.errno == errno.ENOENT:
                 return None
             raise
         rules: dict[str, list[Rule]] = {}
-        for found in self._list(_GET_RULE, name):
+        for found in self._list(_GET_RULE, name, family):
             rules.setdefault(string_of(found[2]), []).append(_read_rule(found))
-        chains = [_read_chain(found, rules) for found in self._list(_GET_CHAIN, name)]
+        chains = [_read_chain(found, rules) for found in self._list(_GET_CHAIN, name, family)]
         sets = [
-            _read_set(found, self.elements(name, string_of(found[2])))
-            for found in self._list(_GET_SET, name)
+            _read_set(found, self.elements(name, string_of(found[2]), family))
+            for found in self._list(_GET_SET, name, family)
         ]
-        return Table(name, tuple(chains), tuple(sets))
+        return Table(name, tuple(chains), tuple(sets), family)
 
-    def _list(self, kind: int, table: str) -> list[dict[int, bytes]]:
+    def _list(self, kind: int, table: str, family: int) -> list[dict[int, bytes]]:
         """Attributes of everything of one kind in a table; the kernel filters some kinds only."""
-        body = _body(text(1, table)) if kind != _GET_CHAIN else _body()
+        body = _body(text(1, table) if kind != _GET_CHAIN else b"", family)
         listed = [
             attributes(answer.body[4:]) for answer in self._netlink.dump(_SUBSYSTEM | kind, body)
         ]
         return [found for found in listed if string_of(found[1]) == table]
 
-    def table_names(self) -> list[str]:
-        """The names of all `inet` tables of this namespace."""
-        found = self._netlink.dump(_SUBSYSTEM | _GET_TABLE, _body())
+    def table_names(self, family: int = INET) -> list[str]:
+        """The names of all tables of one family in this namespace."""
+        found = self._netlink.dump(_SUBSYSTEM | _GET_TABLE, _body(family=family))
         return [string_of(attributes(message.body[4:])[1]) for message in found]
 
-    def elements(self, table: str, name: str) -> tuple[Element, ...]:
+    def elements(self, table: str, name: str, family: int = INET) -> tuple[Element, ...]:
         """What a set holds now."""
-        body = _body(text(1, table) + text(2, name))
+        body = _body(text(1, table) + text(2, name), family)
         found: list[Element] = []
         for message in self._netlink.dump(_SUBSYSTEM | _GET_ELEMENT, body):
             for _, raw in each_attribute(attributes(message.body[4:]).get(3, b"")):
@@ -198,17 +198,17 @@ def _describe(message: Message) -> str:
     return names.get(message.kind & 0xFF, "an element")
 
 
-def _body(packed: bytes = b"") -> bytes:
-    return struct.pack("!BBH", _INET, 0, 0) + packed
+def _body(packed: bytes = b"", family: int = INET) -> bytes:
+    return struct.pack("!BBH", family, 0, 0) + packed
 
 
 def _number(kind: int, value: int) -> bytes:
     return attribute(kind, struct.pack("!I", value))
 
 
-def _delete_messages(name: str) -> list[Message]:
+def _delete_messages(name: str, family: int) -> list[Message]:
     # Creating what exists already is no error, so this removes a table whether it is there or not.
-    body = _body(text(1, name))
+    body = _body(text(1, name), family)
     return [
         Message(_SUBSYSTEM | _NEW_TABLE, NLM_F_CREATE, body),
         Message(_SUBSYSTEM | _DELETE_TABLE, 0, body),
@@ -216,12 +216,14 @@ def _delete_messages(name: str) -> list[Message]:
 
 
 def _table_messages(table: Table) -> list[Message]:
-    messages = [Message(_SUBSYSTEM | _NEW_TABLE, NLM_F_CREATE, _body(text(1, table.name)))]
+    family = table.family
+    body = _body(text(1, table.name), family)
+    messages = [Message(_SUBSYSTEM | _NEW_TABLE, NLM_F_CREATE, body)]
     for number, entry in enumerate(table.sets, start=1):
-        body = _body(_set_attributes(table.name, entry, number))
+        body = _body(_set_attributes(table.name, entry, number), family)
         messages.append(Message(_SUBSYSTEM | _NEW_SET, NLM_F_CREATE, body))
         messages += _element_messages(
-            _NEW_ELEMENT, NLM_F_CREATE, table.name, entry.name, entry.elements
+            _NEW_ELEMENT, NLM_F_CREATE, table.name, entry.name, entry.elements, family
         )
     for chain in table.chains:
         packed = text(1, table.name) + text(3, chain.name)
@@ -230,7 +232,7 @@ def _table_messages(table: Table) -> list[Message]:
             hook += attribute(2, struct.pack("!i", chain.priority))
             packed += attribute(4, hook) + _number(5, 0 if chain.drop else 1)
             packed += text(7, chain.kind)
-        messages.append(Message(_SUBSYSTEM | _NEW_CHAIN, NLM_F_CREATE, _body(packed)))
+        messages.append(Message(_SUBSYSTEM | _NEW_CHAIN, NLM_F_CREATE, _body(packed, family)))
     for chain in table.chains:
         for rule in chain.rules:
             packed = text(1, table.name) + text(2, chain.name)
@@ -238,7 +240,7 @@ def _table_messages(table: Table) -> list[Message]:
             if rule.comment:
                 packed += attribute(7, _comment(rule.comment))
             flags = NLM_F_CREATE | NLM_F_APPEND
-            messages.append(Message(_SUBSYSTEM | _NEW_RULE, flags, _body(packed)))
+            messages.append(Message(_SUBSYSTEM | _NEW_RULE, flags, _body(packed, family)))
     return messages
 
 
@@ -294,7 +296,8 @@ def _type_names(number: int) -> tuple[str, ...]:
 def _set_attributes(table: str, entry: Set, number: int) -> bytes:
     kind, length = _type_number(entry.key)
     packed = text(1, table) + text(2, entry.name)
-    packed += _number(3, _SET_IS_MAP if entry.value else 0)
+    flags = _SET_IS_MAP if entry.value else 0
+    packed += _number(3, flags | (_SET_HAS_TIMEOUTS if entry.timeouts else 0))
     packed += _number(4, kind) + _number(5, length)
     if entry.value:
         kind, length = _type_number(entry.value)
@@ -305,11 +308,13 @@ def _set_attributes(table: str, entry: Set, number: int) -> bytes:
 def _read_set(found: dict[int, bytes], elements: tuple[Element, ...]) -> Set:
     (kind,) = struct.unpack("!I", found[4])
     value = struct.unpack("!I", found[6])[0] if 6 in found else 0
-    return Set(string_of(found[2]), _type_names(kind), _type_names(value), elements)
+    flags = struct.unpack("!I", found[3])[0] if 3 in found else 0
+    timeouts = bool(flags & _SET_HAS_TIMEOUTS)
+    return Set(string_of(found[2]), _type_names(kind), _type_names(value), elements, timeouts)
 
 
 def _element_messages(
-    kind: int, flags: int, table: str, name: str, elements: Sequence[Element]
+    kind: int, flags: int, table: str, name: str, elements: Sequence[Element], family: int = INET
 ) -> list[Message]:
     messages = []
     # An attribute cannot be longer than 64 KiB, and an element with its comment is up to 300 bytes.
@@ -319,14 +324,17 @@ def _element_messages(
             one = attribute(1, attribute(1, element.key))
             if element.value:
                 one += attribute(2, attribute(1, element.value))
+            if element.timeout:
+                one += attribute(4, struct.pack("!Q", element.timeout))
             if element.comment:
                 one += attribute(6, _comment(element.comment))
             packed.append(attribute(1, one))
-        body = _body(text(1, table) + text(2, name) + attribute(3, b"".join(packed)))
+        body = _body(text(1, table) + text(2, name) + attribute(3, b"".join(packed)), family)
         messages.append(Message(_SUBSYSTEM | kind, flags, body))
     return messages
 
 
 def _read_element(found: dict[int, bytes]) -> Element:
     value = attributes(found[2]).get(1, b"") if 2 in found else b""
-    return Element(attributes(found[1])[1], value, _read_comment(found.get(6, b"")))
+    timeout = struct.unpack("!Q", found[4])[0] if 4 in found else 0
+    return Element(attributes(found[1])[1], value, _read_comment(found.get(6, b"")), timeout)

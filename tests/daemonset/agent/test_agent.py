@@ -18,6 +18,7 @@ from daemonset.agent.capture_rules import PROBE_V4, STOP_TABLE, TABLE, CaptureOp
 from daemonset.agent.enrolment import MODE_LABEL
 from daemonset.agent.pods import Pod
 from daemonset.agent.status import PodState, PodStatus, read_status
+from daemonset.agent.stops import Uncaptured
 from tests.support.namespaces import Cluster
 from tests.support.namespaces import Pod as PodNamespace
 from ztunnel.linux import netns, sockets
@@ -142,12 +143,17 @@ class Node:
 
 @asynccontextmanager
 async def node(
-    cluster: Cluster, tmp_path: Path, *pods: Pod, started: bool = True
+    cluster: Cluster,
+    tmp_path: Path,
+    *pods: Pod,
+    started: bool = True,
+    uncaptured: Uncaptured = Uncaptured.STOP,
 ) -> AsyncIterator[Node]:
     config = AgentConfig(
         tmp_path,
         tmp_path / "zds.sock",
         host_netns=f"/proc/{os.getpid()}/fd/{cluster.host.fd}",
+        uncaptured=uncaptured,
     )
     agent, source = Agent(config), Source(*pods)
     async with trio.open_nursery() as nursery:
@@ -281,12 +287,11 @@ async def test_bad_pods_are_named_and_hold_up_nobody(cluster: Cluster, tmp_path:
     unborn = pod_of(third, uid="unborn", addresses=())
     async with node(cluster, tmp_path, wrong, missing, host, unborn, pod_of(one)) as this:
         await this.until_state("uid-0", PodState.ENROLLED)
-        status = await this.until_state("uid-1", PodState.FAILED)
-        assert status.may_bypass
+        status = await this.until_state("uid-1", PodState.STOPPED)
         assert "is not the namespace of shop/pod-1: no interface there has" in status.reason
-        status = await this.until_state("missing", PodState.FAILED)
+        status = await this.until_state("missing", PodState.STOPPED)
         assert "No such file" in status.reason
-        status = await this.until_state("host", PodState.FAILED)
+        status = await this.until_state("host", PodState.STOPPED)
         assert "said to live in the node's own network namespace" in status.reason
         status = await this.until_state("unborn", PodState.ENROLLING)
         assert "has no address yet" in status.reason
@@ -296,7 +301,12 @@ async def test_bad_pods_are_named_and_hold_up_nobody(cluster: Cluster, tmp_path:
         twin = pod_of(one, uid="twin")
         this.source.set(pod_of(one), twin)
         status = await this.until_state("twin", PodState.FAILED)
-        assert status.reason == "the namespace of shop/pod-0 is already that of the pod uid-0"
+        assert status.may_bypass
+        assert status.reason == (
+            "the namespace of shop/pod-0 is already that of the pod uid-0; it cannot be stopped on"
+            " the node either: 10.1.0.10 is that of the pod shop/pod-0 too; fd01::a is that of the"
+            " pod shop/pod-0 too"
+        )
 
 
 async def test_a_pod_that_ztunnel_refuses_is_pending_and_tried_again(
