@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import threading
@@ -147,6 +148,11 @@ def _check_free(address: str, port: int, place: str) -> None:
 
 def _bind(server: grpc.aio.Server, listener: Listener) -> int:
     address = listener.address
+    try:
+        socket.socket(socket.AF_INET6).close()
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT and address == "::":
+            address = "0.0.0.0"  # a kernel without IPv6
     place = f"[{address}]:{listener.port}" if ":" in address else f"{address}:{listener.port}"
     _check_free(address, listener.port, place)
     try:

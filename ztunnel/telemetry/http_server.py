@@ -40,15 +40,17 @@ log = logging.getLogger("ztunnel.telemetry.http")
 async def open_listeners(
     hosts: Sequence[str], port: int, backlog: int = 128
 ) -> list[trio.SocketListener]:
-    """Listeners on each of ``hosts``. ``::`` also takes IPv4. Addresses of a family that this
-    machine does not have are left out, as long as one is left.
+    """Listeners on each of ``hosts``. ``::`` also takes IPv4, and nothing but that where the kernel
+    has no IPv6. Addresses that this machine does not have are left out, as long as one is left.
 
     Raises:
         OSError: no address can be listened on, or a port is taken.
     """
     listeners: list[trio.SocketListener] = []
     missing: OSError | None = None
-    for host in hosts:
+    waiting = list(hosts)
+    while waiting:
+        host = waiting.pop(0)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             sock = trio.socket.socket(family, socket.SOCK_STREAM)
@@ -56,6 +58,8 @@ async def open_listeners(
             if error.errno != errno.EAFNOSUPPORT:
                 raise
             missing = error
+            if host == "::":
+                waiting.insert(0, "0.0.0.0")
             continue
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

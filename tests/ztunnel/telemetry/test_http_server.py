@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -191,6 +192,24 @@ async def test_listeners(monkeypatch: pytest.MonkeyPatch) -> None:
     await one.aclose()
     with pytest.raises(OSError):
         await open_listeners(["192.0.2.1"], 0)
+
+
+async def test_listeners_everywhere_where_the_kernel_has_no_ipv6(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = trio.socket.socket
+
+    def without(family: int, kind: int) -> trio.socket.SocketType:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return real(family, kind)
+
+    monkeypatch.setattr(trio.socket, "socket", without)
+    (one,) = await open_listeners(["::"], 0)
+    assert one.socket.getsockname()[0] == "0.0.0.0"
+    await one.aclose()
+    with pytest.raises(OSError, match="Address family"):
+        await open_listeners(["::1"], 0)
 
 
 async def test_readiness() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import grpc
 import pytest
@@ -224,3 +227,26 @@ def test_a_port_that_is_taken_is_an_error(server: Server) -> None:
         GrpcThread().start(
             lambda: [Listener("127.0.0.1", server.port, [server.discovery.handler(None)], None)]
         )
+
+
+@pytest.mark.parametrize("ipv6", [True, False])
+def test_everywhere_is_both_families_or_the_one_that_the_kernel_has(
+    server: Server, monkeypatch: pytest.MonkeyPatch, ipv6: bool
+) -> None:
+    class Socket(socket.socket):
+        def __init__(self, family: int = -1, *others: Any, **named: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            super().__init__(family, *others, **named)
+
+    thread = GrpcThread()
+    with monkeypatch.context() as patched:
+        if not ipv6:
+            patched.setattr(socket, "socket", Socket)
+        handlers = [server.discovery.handler(None)]
+        [port] = thread.start(lambda: [Listener("::", 0, handlers, None)])
+    try:
+        for host in ("127.0.0.1", "::1") if ipv6 else ("127.0.0.1",):
+            socket.create_connection((host, port), timeout=5).close()
+    finally:
+        thread.stop()
