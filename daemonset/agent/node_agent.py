@@ -125,6 +125,8 @@ class NodeAgent:
             withdrawing = bool(self._withdrawal())
             if withdrawing:
                 self._agent.leave(_WITHDRAWN)  # nobody is to be captured before
+            # Before all pods have been looked at: one that leaves waits until it has been told.
+            nursery.start_soon(self._notes.run)
             await nursery.start(self._agent.run, self._source)
             nursery.start_soon(watch_socket, self._config.agent.zds_path)
             await nursery.start(self._cni.run)
@@ -133,7 +135,6 @@ class NodeAgent:
             installing = trio.CancelScope()
             if self._installer is not None and not withdrawing:
                 nursery.start_soon(self._install, self._installer, installing)
-            nursery.start_soon(self._notes.run)
             nursery.start_soon(self._tell)
             nursery.start_soon(self._follow_withdrawal, installing, stop)
             logger.info("the agent of node %s is at work", self._config.node)

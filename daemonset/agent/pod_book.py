@@ -69,6 +69,10 @@ class PodBook:
                 return meta.uid
         return None
 
+    def has(self, uid: str) -> bool:
+        """Whether there is such a pod on this node."""
+        return uid in self._pods
+
     def tell(self, uid: str, sandbox: Sandbox) -> None:
         """The CNI plugin told of a pod's network; of several the last one counts."""
         if uid in self._pods:

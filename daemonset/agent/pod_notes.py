@@ -6,6 +6,7 @@ name and values are Istio's. Only pods of this node are written, and only their 
 
 import datetime
 import logging
+import math
 import uuid
 
 import trio
@@ -19,6 +20,8 @@ logger = logging.getLogger("daemonset.agent")
 
 REDIRECTION = "ambient.istio.io/redirection"
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
+PENDING_SECONDS = 3.0
+"""Until there is an event of a pod without ztunnel: an agent that has just started has none."""
 _TROUBLE = (PodState.STOPPED, PodState.FAILED, PodState.PENDING)
 
 
@@ -50,6 +53,7 @@ class PodNotes:
         self._said: dict[str, tuple[PodState, str]] = {}  # by uid: the event written last
         self._written: dict[str, str | None] = {}  # by uid: ahead of what the watch has told
         self._wrote = trio.Event()
+        self._pending: dict[str, float] = {}  # by uid: since when it is without ztunnel
         self.refusal = ""
         """Why nothing may be written any more, as the API server says it; "" as long as it may."""
 
@@ -59,7 +63,7 @@ class PodNotes:
         while True:
             changed = self._agent.next_change()
             try:
-                await self._write()
+                next_event = await self._write()
                 pause = FIRST_PAUSE
                 self.refusal = ""
             except (ApiError, ApiUnavailableError) as error:
@@ -70,7 +74,8 @@ class PodNotes:
                 await trio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
                 continue
-            await changed.wait()
+            with trio.move_on_after(next_event):
+                await changed.wait()
 
     def unwritten(self) -> list[str]:
         """Pods ("namespace/name") whose annotation is not yet what it is to be."""
@@ -90,20 +95,29 @@ class PodNotes:
         while self._present(uid) is not None and not self.refusal:
             await self._wrote.wait()
 
-    async def _write(self) -> None:
+    async def _write(self) -> float:
+        """Seconds after which there is an event to write if nothing changes until then."""
         statuses = self._agent.status.pods
         known = {status.uid for status in statuses}
-        for memory in (self._said, self._written):
-            for uid in memory.keys() - known:
-                del memory[uid]
+        self._said = {uid: said for uid, said in self._said.items() if uid in known}
+        self._written = {uid: value for uid, value in self._written.items() if uid in known}
+        pending = {status.uid for status in statuses if status.state is PodState.PENDING}
+        now = trio.current_time()
+        self._pending = {uid: self._pending.get(uid, now) for uid in pending}
+        next_event = math.inf
         for status in statuses:
             present = self._present(status.uid)
             wanted = annotation(status, present)
             if wanted != present:
                 await self._annotate(status, wanted)
             if status.state in _TROUBLE and self._is_news(status):
-                await self._say(status)
+                wait = self._pending.get(status.uid, -math.inf) + PENDING_SECONDS - now
+                if wait <= 0:
+                    await self._say(status)
+                else:
+                    next_event = min(next_event, wait)
         self._tried()
+        return next_event
 
     def _tried(self) -> None:
         self._wrote.set()

@@ -32,7 +32,7 @@ class Starting:
             if request.command == "ADD":
                 self._book.tell(uid, Sandbox(request.netns, request.addresses))
                 self._source.changed()
-                await self._agent.wait_settled(uid, request.netns)
+                await self._settled(uid, request.netns)
             self._check(uid)
             return
         raise CniRefused(self._why_not(request))
@@ -44,7 +44,25 @@ class Starting:
                 return uid
             await self._source.next_change().wait()
 
+    async def _settled(self, uid: str, netns: str) -> None:
+        """Return when the pod is as it should be, or has been deleted meanwhile."""
+        async with trio.open_nursery() as nursery:
+
+            async def until_deleted() -> None:
+                while True:
+                    changed = self._source.next_change()
+                    if not self._book.has(uid):
+                        break
+                    await changed.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until_deleted)
+            await self._agent.wait_settled(uid, netns)
+            nursery.cancel_scope.cancel()
+
     def _check(self, uid: str) -> None:
+        if not self._book.has(uid):
+            raise CniRefused("the pod has been deleted")
         status = self._agent.pod_status(uid)
         if status is None or status.state not in (PodState.ENROLLED, PodState.NOT_IN_MESH):
             raise CniRefused(status.reason if status is not None else "the pod is being deleted")

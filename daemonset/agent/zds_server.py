@@ -139,6 +139,11 @@ class ZdsServer:
             # Whichever this is, first or last: the others stay as they are, in their order.
             self._connections.remove(connection)
             self._notify()
+        if not self._connections:
+            logger.warning(
+                "no ztunnel is connected any more: connections of pods in the mesh are refused "
+                "until one is"
+            )
 
     def _notify(self) -> None:
         self._changed.set()

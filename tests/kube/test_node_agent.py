@@ -1,6 +1,8 @@
 """The node agent below a real API server; pods are network namespaces that the test made."""
 
+import contextlib
 import dataclasses
+import http.client
 import json
 import os
 import socket
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 
-from daemonset.agent import report_writer
+from daemonset.agent import host, report_writer
 from daemonset.agent.agent import AgentConfig
 from daemonset.agent.capture_rules import TABLE
 from daemonset.agent.cni_install import CniFolders
@@ -29,8 +31,11 @@ from tests.daemonset.agent.test_agent import Ztunnel, tables
 from tests.daemonset.agent.test_proc_netns import Proc
 from tests.support.cni import Outcome, call
 from tests.support.kube.cluster import Cluster as Api
+from tests.support.kube.cluster import free_ports
 from tests.support.namespaces import Cluster
 from tests.support.namespaces import Pod as PodNamespace
+from ztunnel.linux.nft_tables import address_bytes
+from ztunnel.linux.nftables import Nftables
 from ztunnel.zds.client import ZdsClient
 
 pytestmark = pytest.mark.root
@@ -53,7 +58,7 @@ def api(cluster: Api) -> Api:
 
 @pytest.fixture
 def network() -> Iterator[Cluster]:
-    with Cluster(2) as made:
+    with Cluster(3) as made:
         yield made
 
 
@@ -178,6 +183,10 @@ def node(
         each.close()
 
 
+def addresses(sandbox: PodNamespace) -> tuple[str, str]:
+    return sandbox.v4, sandbox.v6
+
+
 def label(api: Api, namespace: str, value: str | None) -> None:
     set_label(api, namespace, MODE, value)
 
@@ -241,6 +250,54 @@ async def test_an_agent_that_is_replaced_leaves_everything_in_place(
     async with running(node):
         await node.until(lambda: len(node.ztunnel.listeners) == 1)
         assert node.annotation(pod) == "enabled"
+
+
+async def test_what_has_changed_while_no_agent_watched_is_made_up_for(
+    api: Api, node: Node, network: Cluster
+) -> None:
+    """Exactly those who are to be in the mesh are, whatever was missed meanwhile."""
+    api.namespace("comes")
+    api.namespace("goes", **{MODE: "ambient"})
+    api.namespace("stays", **{MODE: "ambient"})
+    daemon_set(api)
+    comes, goes, stays = pods = [node.create("web", name) for name in ("comes", "goes", "stays")]
+    for number, (pod, sandbox) in enumerate(zip(pods, network.pods, strict=True)):
+        node.run(pod, sandbox, 300 + number)
+    deleted = node.create("deleted", "stays")
+    async with running(node):
+        await node.until_annotated(goes, "enabled")
+        await node.until_annotated(stays, "enabled")
+        await node.until(node.is_chained)
+    node.ztunnel.close()  # it was started anew as well
+    node.ztunnel.listeners.clear()
+    label(api, "comes", "ambient")
+    label(api, "goes", None)
+    api.delete(deleted)
+    # Somebody's tool for firewalls, which knows nothing of us.
+    for namespace in (network.pods[2].namespace, network.host):
+        with Nftables(namespace) as nftables:
+            for table in nftables.table_names():
+                nftables.delete(table)
+    async with running(node):
+        await node.until_annotated(comes, "enabled")
+        await node.until_annotated(goes, None)
+        await node.until_annotated(stays, "enabled")
+        uids = {pod["metadata"]["uid"] for pod in (comes, stays)}
+        await node.until(lambda: node.ztunnel.listeners.keys() == uids)
+        await node.until(lambda: tables(network.pods[1].namespace) == [])
+        for sandbox in (network.pods[0], network.pods[2]):
+            assert TABLE in tables(sandbox.namespace)
+        probed = {address for pod in (0, 2) for address in addresses(network.pods[pod])}
+        with Nftables(network.host) as nftables:
+            found = [
+                element.key
+                for name in (host.SET_V4, host.SET_V6)
+                for element in nftables.elements(host.TABLE, name)
+            ]
+        assert set(found) == set(map(address_bytes, probed))
+    # Those without a trouble that lasts are not said to have one.
+    for name in ("comes", "goes"):
+        assert api.call("GET", f"/api/v1/namespaces/{name}/events")["items"] == []
 
 
 async def test_an_agent_that_is_uninstalled_leaves_nothing(
@@ -321,6 +378,34 @@ def reported(api: Api, node: Node, wanted: Callable[[NodeReport], bool]) -> bool
         return wanted(report(api, node))
     except ValueError:
         return False  # there is none yet
+
+
+def asked(port: int, path: str) -> tuple[int, str]:
+    """Status and body, as a probe of the kubelet gets them; 0 when nobody answers."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+
+async def test_what_keeps_pods_from_starting_is_no_reason_to_restart_the_agent(
+    api: Api, node: Node
+) -> None:
+    configuration = node.folder / "net.d/10-k.conflist"
+    text = configuration.read_text()
+    configuration.unlink()
+    [port] = free_ports(1)
+    node.config = dataclasses.replace(node.config, health_port=port)
+    async with running(node):
+        await node.until(lambda: "no network configuration" in asked(port, "/readyz")[1])
+        for path, status in (("/readyz", 503), ("/healthz", 200)):
+            assert (await trio.to_thread.run_sync(asked, port, path))[0] == status
+        configuration.write_text(text)
+        await node.until(lambda: asked(port, "/readyz") == (200, "ready\n"))
 
 
 async def test_the_agent_reports_of_its_node_in_its_own_pod(

@@ -302,6 +302,10 @@ def test_the_data_plane_is_replaced_without_a_gap() -> None:
     assert spec["terminationGracePeriodSeconds"] == int(grace)
     # The supervisor restarts what dies; a probe that fails must not cut a node's connections.
     assert "livenessProbe" not in spec["containers"][0]
+    # That pods cannot start, or that nothing can be installed, is not the agent's fault.
+    agent = container(items, "DaemonSet", "ambient-agent")
+    assert agent["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert agent["livenessProbe"]["httpGet"]["path"] == "/healthz"
     control_plane = only(items, "Deployment", "ambient-control-plane")["spec"]
     assert control_plane["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 

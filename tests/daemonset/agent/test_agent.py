@@ -56,12 +56,16 @@ class Ztunnel:
         self.refuse: set[str] = set()
         self.listeners: dict[str, socket.socket] = {}
         self.calls: list[str] = []
+        self.hold: trio.Event | None = None
+        """New pods wait for it."""
         self.mark = 0
 
     async def add(self, uid: str, info: WorkloadInfo, netns_fd: int) -> None:
         self.calls.append(f"add {uid}")
         if uid in self.refuse:
             raise ValueError("as the test wants it")
+        if self.hold is not None:
+            await self.hold.wait()
         with NetworkNamespace(os.dup(netns_fd)) as namespace:
             listener = sockets.listen_tcp("::", 15001, mark=self.mark, namespace=namespace)
         if uid in self.listeners:  # the next agent tells of it anew
@@ -522,6 +526,25 @@ async def test_what_ends_or_is_deleted_is_let_go(cluster: Cluster, tmp_path: Pat
         # And a pod of that name comes again.
         this.source.set(pod_of(one, uid="again"))
         await this.until_state("again", PodState.ENROLLED)
+
+
+async def test_a_pod_that_is_deleted_in_the_middle_of_being_enrolled_leaves_nothing(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    one, other, _ = cluster.pods
+    async with node(cluster, tmp_path, pod_of(other)) as this:
+        await this.until_state("uid-1", PodState.ENROLLED)
+        this.ztunnel.hold = trio.Event()
+        this.source.set(pod_of(other), pod_of(one))
+        await this.until(lambda: "add uid-0" in this.ztunnel.calls)
+        this.source.set(pod_of(other))
+        this.ztunnel.hold.set()
+        await this.until(lambda: [status.uid for status in this.agent.status.pods] == ["uid-1"])
+        assert this.ztunnel.calls == ["add uid-1", "add uid-0", "delete uid-0"]
+        assert list(this.ztunnel.listeners) == ["uid-1"]
+        assert this.agent._probes.addresses == dict.fromkeys(pod_of(other).addresses, "uid-1")
+        assert this.agent._services.claims == {other.namespace.identity: "uid-1"}
+        assert tables(other.namespace) == [TABLE]
 
 
 async def test_the_status_can_be_read_from_outside(cluster: Cluster, tmp_path: Path) -> None:

@@ -153,3 +153,37 @@ async def test_a_pod_that_the_api_does_not_know_waits(
         outcome = await this.call("ADD", cluster.pods[0])
         assert (outcome.status, outcome.json["code"]) == (1, 100)
         assert "has not told the node agent of this pod" in outcome.json["details"]
+
+
+async def test_a_pod_that_is_deleted_while_it_starts_holds_up_nobody(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """The kubelet waits for the plugin's answer before it can take the sandbox away again."""
+    one, other = cluster.pods
+    async with node(cluster, tmp_path) as this:
+        this.book.put_namespace("shop", AMBIENT)
+        this.book.put_pod(pod(UID, name="web"))
+        this.source.changed()
+        assert (await this.call("ADD", one)).status == 0
+        # Its sandbox is made again, and ztunnel takes its time; then the pod is deleted.
+        this.ztunnel.hold = trio.Event()
+        this.ztunnel.calls.clear()
+        outcome: list[Outcome] = []
+
+        async def add() -> None:
+            outcome.append(await this.call("ADD", other))
+
+        with trio.fail_after(starting.PATIENCE - 5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(add)
+                while f"add {UID}" not in this.ztunnel.calls:
+                    await trio.sleep(0.01)
+                this.book.drop_pod(UID)
+                this.source.changed()
+        assert (outcome[0].status, outcome[0].json["code"]) == (1, 100)
+        assert outcome[0].json["details"] == "the pod has been deleted"
+        this.ztunnel.hold.set()
+        with trio.fail_after(10):
+            while this.agent.pod_status(UID) is not None:
+                await this.agent.next_change().wait()
+        assert this.ztunnel.listeners == {}

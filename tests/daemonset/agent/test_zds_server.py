@@ -301,13 +301,29 @@ async def test_hanging_up_releases_whoever_waits(
         assert failures == ["the connection to ztunnel ended: it has hung up"] * 3
 
 
-async def test_one_that_hangs_up_while_nothing_happens_is_noticed(tmp_path: Path) -> None:
+async def test_one_that_hangs_up_while_nothing_happens_is_noticed_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path) as (server, _):
+        one, other = BareZtunnel(server.path), BareZtunnel(server.path)
+        for ztunnel in (one, other):
+            await ztunnel.start()
+        await synchronised(server)
+        one.sock.close()
+        await connections(server, 1)
+        assert "no ztunnel is connected any more" not in caplog.text
+        other.sock.close()
+        await connections(server, 0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert "no ztunnel is connected any more" in caplog.text
+    caplog.clear()
     async with running(tmp_path) as (server, _):
         ztunnel = BareZtunnel(server.path)
         await ztunnel.start()
         await synchronised(server)
-        ztunnel.sock.close()
-        await connections(server, 0)
+    ztunnel.sock.close()
+    # The agent itself has ended, and the next one is on its way.
+    assert "no ztunnel is connected any more" not in caplog.text
 
 
 @pytest.mark.parametrize("silent_at", ["hello", "snapshot", "live"])
