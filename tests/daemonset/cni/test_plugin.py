@@ -1,4 +1,4 @@
-"""The CNI plugin as a program, against the agent's own server."""
+"""The CNI plugin as a program, against the agent's own server: this machine's, and arm64's."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from daemonset.agent.cni_request import CniRequest, CniRequestError, parse_request
 from daemonset.agent.cni_server import CniRefused, CniServer
-from tests.support.cni import call, plugin
+from tests.support.cni import call, on_arm64, plugin
 
 RESULT = {
     "cniVersion": "1.0.0",
@@ -25,6 +25,12 @@ RESULT = {
     "ips": [{"address": "10.244.1.7/24", "gateway": "10.244.1.1"}, {"address": "fd00:0::7/64"}],
     "dns": {"search": ['a "quoted" one', "}{"]},
 }
+
+
+@pytest.fixture(scope="module", params=["here", "arm64"], autouse=True)
+def machine(request: pytest.FixtureRequest) -> Iterator[None]:
+    with on_arm64() if request.param == "arm64" else contextlib.nullcontext():
+        yield
 
 
 def configuration(path: Path | str, **others: Any) -> dict[str, Any]:
