@@ -30,7 +30,7 @@ _UNUSED: Final = {
     "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "distutils",
     "site-packages", "pydoc_data", "sqlite3", "curses", "dbm", "venv",
 }  # fmt: skip
-_PROJECT: Final = ("ztunnel", "tests/support", "tests/vm")
+_PROJECT: Final = ("ztunnel", "daemonset", "tests/support", "tests/vm")
 
 _INIT: Final = """#!{python} -sB
 import sys

@@ -1,7 +1,7 @@
 """What is checked inside the virtual machine, and how one check is run.
 
-Most of it would run as well on any machine whose kernel has the tls module; this is where one is
-sure to be found.
+Most of it would run as well on any machine whose kernel has the tls module, or whose control groups
+are those of cgroup v2 alone; this is where one is sure to be found.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from unittest import mock
 
 import trio
 
-from tests.vm.guest import pairs, records, tunnels
+from tests.vm.guest import control_groups, pairs, records, tunnels
 from tests.vm.guest.report import report
 from ztunnel.relay import probe as probes
 
@@ -56,6 +56,7 @@ CHECKS: Final[dict[str, Check]] = {
     "fatal alert": tunnels.fatal_alert,
     "forged in a tunnel": tunnels.forged,
     "cut tunnel": tunnels.cut,
+    "pods by cgroup v2": control_groups.found_by_cgroup_v2,
 }
 
 # The part of it that older kernels do in another way.
