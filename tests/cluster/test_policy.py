@@ -36,16 +36,16 @@ def test_a_policy_refuses_and_says_so(mesh: Mesh) -> None:
     assert 'src.identity="spiffe://cluster.local/ns/rules/sa/visitor"' in line
 
 
-def from_outside(mesh: Mesh, node: str, port: int) -> Json | None:
+def from_outside(mesh: Mesh, address: str, port: int) -> Json | None:
     """What somebody outside of the cluster is answered at a port of a node; None without one."""
     try:
-        return ask(mesh.cluster.host, mesh.cluster.nodes[node].addresses.v4, port)
+        return ask(mesh.cluster.host, address, port)
     except NO_ANSWER:
         return None
 
 
-def is_refused(mesh: Mesh, node: str, port: int) -> bool:
-    return from_outside(mesh, node, port) is None
+def is_refused(mesh: Mesh, address: str, port: int) -> bool:
+    return from_outside(mesh, address, port) is None
 
 
 def probed(name: str) -> Json:
@@ -58,25 +58,29 @@ def probed(name: str) -> Json:
 
 def test_strict_lets_probes_in_and_nothing_else_of_the_node(mesh: Mesh) -> None:
     """A request by NodePort with externalTrafficPolicy Cluster comes from the very address that
-    the kubelet probes from."""
+    the kubelet probes from. Pods of node-1 are probed by IPv4, those of node-2 by IPv6."""
     shop = mesh.shop("strict", mode="ambient")
     mesh.cluster.api.apply(probed("open"))
     shop.pod("open").wait_ready()
     shop.wait_redirection("enabled")
     mesh.wait_encrypted(shop)
-    ways = [("node-1", shop.node_port), ("node-2", shop.node_port), ("node-2", HOST_PORT)]
-    answers = [from_outside(mesh, node, port) for node, port in ways]
-    assert [answer and answer["pod"] for answer in answers] == ["orders", "orders", "open"]
-    assert answers[1] is not None
-    assert answers[1]["client"] == "10.244.2.1"  # the node, as its pods see it
+    one, two = (node.addresses for node in mesh.cluster.nodes.values())
+    by_service = [(to, shop.node_port) for to in (one.v4, two.v4, one.v6, two.v6)]
+    ways = [*by_service, (two.v4, HOST_PORT), (two.v6, HOST_PORT)]
+    answers = [from_outside(mesh, *way) for way in ways]
+    assert [answer and answer["pod"] for answer in answers] == ["orders"] * 4 + ["open"] * 2
+    # The node, as its pods see it.
+    seen = [answer["client"] for answer in answers if answer is not None]
+    assert (seen[1], seen[3]) == ("10.244.2.1", "fd00:244:2::1")
 
     mesh.cluster.api.apply(strict("strict"))
-    for node, port in ways:
-        wait_for(f"{node}:{port} is refused", partial(is_refused, mesh, node, port))
-    # Those that are probed all the time, and one that is probed for the first time.
-    mesh.cluster.api.apply(application("strict", "new", "node-2"))
-    shop.pod("new").wait_ready()
-    for name in ("open", "orders"):
+    for way in ways:
+        wait_for(f"{way} is refused", partial(is_refused, mesh, *way))
+    # Those that are probed all the time, and some that are probed for the first time.
+    for node, family in (("node-1", "."), ("node-2", ":")):
+        mesh.cluster.api.apply(application("strict", f"new-on-{node}", node))
+        assert family in shop.pod(f"new-on-{node}").wait_ready().probed_address
+    for name in ("open", "orders", "web"):
         assert shop.pod(name).is_ready()
     assert shop.web.get(shop.cluster_ip, 80)["pod"] == "orders"
-    assert all(is_refused(mesh, node, port) for node, port in ways)
+    assert all(is_refused(mesh, *way) for way in ways)

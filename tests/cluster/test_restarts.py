@@ -24,15 +24,28 @@ def shop(mesh: Mesh) -> Shop:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_rolling_update_fails_no_request(mesh: Mesh, shop: Shop, part: str) -> None:
+    """A connection from before goes on as well: through old proxies as long as they drain."""
+    app = part.partition("/")[2]
+    nodes = mesh.cluster.nodes if part.startswith("daemonset") else (None,)
+    olds = [mesh.part(app, node) for node in nodes]
     with (
         mesh.wire() as wire,
         shop.web.enter() as network,
         Traffic(network, shop.cluster_ip, 80, PATH) as traffic,
+        Traffic(network, shop.cluster_ip, 80, PATH, kept=True) as kept,
     ):
         traffic.more()
-        mesh.restart(part)
+        kept.more()
+        mesh.begin_update(part)
+        wait_for("one of the old ones ends", lambda: any(old.is_ending() for old in olds))
+        kept.more()
+        mesh.wait_rolled_out(part)
         traffic.more()
+        if app != "ztunnel":
+            kept.more()
     assert traffic.outcome.failures == [], traffic.outcome.failures[:4]
+    if app != "ztunnel":
+        assert kept.outcome.failures == []
     assert not wire.shows(MARKER.encode())
 
 

@@ -2,6 +2,8 @@
 
 Addresses are like kind's: the bridge 10.123.0.1, node N 10.123.0.(10+N), its pods 10.244.N.0/24;
 fd00:123::1, fd00:123::(10+N) and fd00:244:N::/64; Services in 10.96.0.0/16 and fd00:96::/112.
+
+IPv4 comes first on nodes of odd number, IPv6 on the others: a pod is probed at its first address.
 """
 
 from __future__ import annotations
@@ -35,6 +37,11 @@ class NodeAddresses:
     @property
     def v6(self) -> str:
         return f"fd00:123::{10 + self.number}"
+
+    @property
+    def both(self) -> tuple[str, str]:
+        """With the one first whose family its pods have first."""
+        return (self.v4, self.v6) if self.number % 2 else (self.v6, self.v4)
 
     @property
     def pods_v4(self) -> str:

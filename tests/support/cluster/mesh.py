@@ -41,10 +41,19 @@ class Mesh:
         for part in parts:
             self.cluster.kubectl("-n", SYSTEM, "rollout", "status", part, _ROLLOUT)
 
-    def restart(self, part: str) -> None:
-        """A rolling update to the same version; returns when it is over."""
+    def begin_update(self, part: str) -> None:
+        """A rolling update to the same version."""
         self.cluster.kubectl("-n", SYSTEM, "rollout", "restart", part)
-        self.wait_rolled_out(part)
+
+    def part(self, app: str, node: str | None = None) -> RunningPod:
+        """The pod of one of our parts, on a node where there is one on each."""
+        path = f"/api/v1/namespaces/{SYSTEM}/pods?labelSelector=app%3D{app}"
+        [name] = [
+            each["metadata"]["name"]
+            for each in self.cluster.api.call("GET", path)["items"]
+            if node in (None, each["spec"]["nodeName"])
+        ]
+        return RunningPod(self.cluster, SYSTEM, name)
 
     def label(self, namespace: str, mode: str | None) -> None:
         """Put a namespace into the mesh, or take it out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -115,6 +116,28 @@ class Node:
             timeout=_RUN_SECONDS,
         )
         return done.stdout
+
+    def kill_pod(self, uid: str, *, sandbox: bool) -> None:
+        """SIGKILL for the first process of each of a pod's containers, which ends the others.
+
+        With `sandbox` also for what holds the pod's namespaces open: all of it is made anew then.
+        """
+        pids = []
+        for folder in Path("/proc").iterdir():
+            if not folder.name.isdigit():
+                continue
+            try:
+                inside = f"/pod{uid}/" in (folder / "cgroup").read_text()
+                held = (folder / "comm").read_text() == "pause\n"
+                [numbers] = re.findall(r"^NSpid:(.*)$", (folder / "status").read_text(), re.M)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has ended meanwhile
+            if inside and numbers.split()[-1] == "1" and (sandbox or not held):
+                pids.append(int(folder.name))
+        if not pids:
+            raise LookupError(f"no process of the pod {uid} on {self.name}")
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
 
     def pod_network(self, uid: str) -> NetworkNamespace:
         """The network namespace of a pod that runs here, found by its control group."""

@@ -72,7 +72,7 @@ def write_disk(
     for plugin in _CNI_NAMES:
         shutil.copy(CNI_PLUGINS / plugin, plugins)
     (network / "10-ptp.conflist").write_text(json.dumps(_network(addresses)))
-    keys.server(f"{name}-serving", [addresses.v4, name])
+    keys.server(f"{name}-serving", [*addresses.both, name])
     keys.client(name, f"system:node:{name}", "system:nodes")
     url = f"https://{HOST_V4}:{API_PORT}"
     for source in (f"{name}-serving.crt", f"{name}-serving.key", "ca.crt"):
@@ -80,7 +80,7 @@ def write_disk(
     shutil.copy(keys.kubeconfig(name, url), kubernetes / "kubelet.kubeconfig")
     shutil.copy(keys.kubeconfig("kube-proxy", url), kubernetes / "proxy.kubeconfig")
     (kubernetes / "containerd.toml").write_text(_CONTAINERD)
-    (kubernetes / "kubelet.yaml").write_text(yaml.safe_dump(_kubelet(name, addresses)))
+    (kubernetes / "kubelet.yaml").write_text(yaml.safe_dump(_kubelet(name)))
     boot = Boot(
         name,
         str(folder),
@@ -96,7 +96,7 @@ def write_disk(
                 "--config=/etc/kubernetes/kubelet.yaml",
                 "--kubeconfig=/etc/kubernetes/kubelet.kubeconfig",
                 f"--hostname-override={name}",
-                f"--node-ip={addresses.v4},{addresses.v6}",
+                f"--node-ip={','.join(addresses.both)}",
             ],
             "kube-proxy": [
                 str(find("kube-proxy")),
@@ -131,13 +131,13 @@ def _network(addresses: NodeAddresses) -> Json:
     return {"cniVersion": "0.4.0", "name": "ptp", "plugins": plugins}
 
 
-def _kubelet(name: str, addresses: NodeAddresses) -> Json:
+def _kubelet(name: str) -> Json:
     etc = "/etc/kubernetes"
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        "address": addresses.v4,
+        "address": "::",
         "authentication": {
             "anonymous": {"enabled": False},
             "webhook": {"enabled": True},

@@ -74,13 +74,20 @@ class RunningPod:
 
     @property
     def address(self) -> str:
-        address: str = self.now["status"]["podIP"]
-        return address
+        """That of IPv4; which of the two is the first one depends on the node."""
+        [address] = [each["ip"] for each in self.now["status"]["podIPs"] if "." in each["ip"]]
+        return str(address)
 
     @property
     def address_v6(self) -> str:
         [address] = [each["ip"] for each in self.now["status"]["podIPs"] if ":" in each["ip"]]
         return str(address)
+
+    @property
+    def probed_address(self) -> str:
+        """Where the kubelet's probes go: its first one."""
+        address: str = self.now["status"]["podIP"]
+        return address
 
     @property
     def redirection(self) -> str | None:
@@ -97,6 +104,11 @@ class RunningPod:
         conditions = self.now["status"].get("conditions", [])
         return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
+    def is_ending(self) -> bool:
+        """Whether it has been told to end, or is gone."""
+        found = self._cluster.get(self.path)
+        return found is None or "deletionTimestamp" in found["metadata"]
+
     def wait_ready(self) -> RunningPod:
         wait_for(f"{self.path} is ready", self.is_ready)
         return self
@@ -110,6 +122,25 @@ class RunningPod:
         node = self._cluster.nodes[now["spec"]["nodeName"]]
         return node.pod_network(now["metadata"]["uid"])
 
+    def kill(self, *, sandbox: bool = False) -> None:
+        """See `Node.kill_pod`."""
+        now = self.now
+        node = self._cluster.nodes[now["spec"]["nodeName"]]
+        node.kill_pod(now["metadata"]["uid"], sandbox=sandbox)
+
+    def wait_restarted(self, restarts: int) -> None:
+        """Until it is ready again after more restarts than these."""
+
+        def again() -> bool:
+            return self.restarts > restarts and self.is_ready()
+
+        wait_for(f"{self.path} has started again", again)
+
+    def logs(self) -> str:
+        """What its container has said since it was last started."""
+        _, namespace, _, name = self.path.rsplit("/", 3)
+        return self._cluster.kubectl("-n", namespace, "logs", name, "--tail=-1")
+
     def get(self, host: str, port: int = HTTP_PORT, path: str = "/") -> Json:
         """A request from this pod on a connection of its own, and the answer.
 
@@ -121,13 +152,22 @@ class RunningPod:
 
 def ask(network: NetworkNamespace, host: str, port: int, path: str = "/") -> Json:
     """A request from a namespace. Raises OSError, http.client.HTTPException."""
+    with contextlib.closing(_connected(network, host, port)) as connection:
+        return _answer(connection, path)
+
+
+def _connected(network: NetworkNamespace, host: str, port: int) -> http.client.HTTPConnection:
     connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
-    with contextlib.closing(connection):
-        with network.enter():
-            connection.connect()
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        body = answer.read()
+    with network.enter():
+        connection.connect()
+    connection.auto_open = 0  # not again, from this process's own namespace
+    return connection
+
+
+def _answer(connection: http.client.HTTPConnection, path: str) -> Json:
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    body = answer.read()
     if answer.status != 200:
         raise http.client.HTTPException(f"status {answer.status}")
     found: Json = json.loads(body)
@@ -143,13 +183,24 @@ class Outcome:
 
 
 class Traffic:
-    """Requests from a namespace, each on a new connection, one after the other; a context manager.
+    """Requests from a namespace, one after the other; a context manager.
 
-    The namespace may be that of a pod which goes away: then its requests fail.
+    Each is made on a new connection, or (`kept`) all on one until it ends. The namespace may be
+    that of a pod which goes away: then its requests fail.
     """
 
-    def __init__(self, network: NetworkNamespace, host: str, port: int, path: str = "/") -> None:
+    def __init__(
+        self,
+        network: NetworkNamespace,
+        host: str,
+        port: int,
+        path: str = "/",
+        *,
+        kept: bool = False,
+    ) -> None:
         self.outcome = Outcome()
+        self._kept = _connected(network, host, port) if kept else None
+        self._path = path
         self._target: Callable[[], Json] = lambda: ask(network, host, port, path)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"traffic to {host}:{port}")
@@ -158,11 +209,16 @@ class Traffic:
         started = time.monotonic()
         while not self._over.wait(_BETWEEN_SECONDS):
             try:
-                self._target()
+                if self._kept is None:
+                    self._target()
+                else:
+                    _answer(self._kept, self._path)
                 self.outcome.answered += 1
             except NO_ANSWER as error:
                 at = time.monotonic() - started
                 self.outcome.failures.append(f"{at:.2f} s: {type(error).__name__}: {error}")
+                if self._kept is not None:
+                    return
 
     def more(self, number: int = 20) -> None:
         """Wait until so many more were answered. Raises NotInTime."""
@@ -184,3 +240,5 @@ class Traffic:
     ) -> None:
         self._over.set()
         self._thread.join()
+        if self._kept is not None:
+            self._kept.close()
