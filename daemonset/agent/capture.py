@@ -12,6 +12,7 @@ from pathlib import Path
 from daemonset.agent.capture_rules import (
     ANSWERS,
     HBONE_PORT,
+    JOINING_TABLE,
     STOP_TABLE,
     TABLE,
     CaptureOptions,
@@ -56,7 +57,8 @@ class Capture:
 
         Connections from before are ended: those of a pod that has just joined have nobody at their
         far end who would encrypt them, and would go on in the clear for as long as they last.
-        Connections are left alone when the pod was captured all along, only by other options.
+        Connections are left alone when the pod was captured all along, only by other options, and
+        not when whoever captured it was killed before it had ended them.
         Raises CaptureError.
         """
         self._apply(suspect=False)
@@ -68,10 +70,16 @@ class Capture:
                 for family in self._families():
                     routing.add(ANSWERS, family)
                 found = nftables.read(TABLE)
-                if differences(table, found):
+                wrong = differences(table, found)
+                joining = JOINING_TABLE in nftables.table_names()
+                if wrong and (suspect or found is None or not _captures(found)):
+                    nftables.replace(table, Table(JOINING_TABLE, ()))
+                    joining = True
+                elif wrong:
                     nftables.replace(table)
-                    if suspect or found is None or not _captures(found):
-                        self._end_connections(aborting=found is None and not suspect)
+                if joining:
+                    self._end_connections(aborting=found is None and not suspect)
+                    nftables.delete(JOINING_TABLE)
                 wrong = differences(table, nftables.read(TABLE))
                 wrong += self._missing_routes(routing)
             self._set_migrate(captured_before=found is not None)
@@ -116,7 +124,7 @@ class Capture:
         """Leave the namespace as it was found. Raises CaptureError."""
         try:
             with Nftables(self._namespace) as nftables, Routing(self._namespace) as routing:
-                nftables.delete(TABLE, STOP_TABLE)
+                nftables.delete(TABLE, STOP_TABLE, JOINING_TABLE)
                 for family in self._families():
                     routing.remove(ANSWERS, family)
                     routing.resume(family)

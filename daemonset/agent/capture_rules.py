@@ -20,6 +20,9 @@ from ztunnel.linux.routing import MarkedIsLocal
 
 TABLE = direct_rules.TABLE
 STOP_TABLE = "ambientd-stop"
+JOINING_TABLE = "ambientd-joining"
+"""Empty. As long as it is there, connections from before the capture have not been ended yet: an
+agent that is killed at that moment leaves it to the next one."""
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006

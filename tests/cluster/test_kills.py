@@ -127,7 +127,7 @@ def test_a_killed_control_plane_is_missed_by_nobody(mesh: Mesh, shop: Shop) -> N
     failures = traffic.outcome.failures + kept.outcome.failures
     assert failures == [], failures[:4]
     for node in mesh.cluster.nodes:
-        assert "xDS" in mesh.part("ztunnel", node).logs()
+        assert "no stream to the control plane" in mesh.part("ztunnel", node).logs()
 
 
 def test_a_sandbox_that_is_killed_comes_back_captured(mesh: Mesh, shop: Shop) -> None:

@@ -1,9 +1,11 @@
 """Capture in real namespaces: the test plays ztunnel, an application and the outside world."""
 
-import contextlib
 import errno
 import select
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -69,6 +71,15 @@ def exchange(one: socket.socket, other: socket.socket) -> None:
         sender.send(b"hello")
         assert select.select([receiver], [], [], 5)[0], "nothing arrives"
         assert receiver.recv(10) == b"hello"
+
+
+def ends_unheard(client: socket.socket, served: socket.socket) -> None:
+    """A connection in the clear: what is sent now does not arrive, and ends it."""
+    with pytest.raises(ConnectionError):
+        client.send(b"in the clear")  # a late acknowledgement may have ended it already
+        assert select.select([client], [], [], 5)[0]
+        client.recv(10)
+    assert not select.select([served], [], [], 0.1)[0]
 
 
 @FAMILIES
@@ -417,11 +428,83 @@ def test_where_connections_cannot_be_aborted_they_end_when_they_are_used(
     ):
         exchange(client, served)
         Capture(pod.namespace, OPTIONS).apply()
-        client.send(b"in the clear")
-        assert select.select([client], [], [], 5)[0]
-        with pytest.raises(ConnectionResetError):
-            client.recv(10)
-        assert not select.select([served], [], [], 0.1)[0]
+        ends_unheard(client, served)
+
+
+class Killed(BaseException):
+    """As by SIGKILL: nothing that comes after it is done."""
+
+
+@pytest.mark.parametrize("suspect", [False, True])
+def test_what_a_killed_agent_has_left_in_the_clear_is_ended_by_the_next(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, suspect: bool
+) -> None:
+    """The rules are there, and connections from before them have not been ended yet."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    pod, other = cluster.pods
+    capture = Capture(pod.namespace, OPTIONS)
+    if suspect:  # somebody has taken the rules away, and it was about to repair them
+        capture.apply()
+        with Nftables(pod.namespace) as nftables:
+            nftables.replace(_without_a_rule(OPTIONS))
+    with (
+        sockets.listen_tcp("::", 80, namespace=other.namespace) as server,
+        sockets.start_connect((other.v4, 80), namespace=pod.namespace) as client,
+        accept(server) as served,
+    ):
+        exchange(client, served)
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            patched.setattr(Capture, "_end_connections", killed)
+            capture.repair() if suspect else capture.apply()
+        assert capture.check() == []
+        Capture(pod.namespace, OPTIONS).apply()
+        ends_unheard(client, served)
+    with Nftables(pod.namespace) as nftables:
+        assert nftables.table_names() == [TABLE]
+
+
+_FOR_EVER = """
+import sys
+from daemonset.agent.capture import Capture
+from daemonset.agent.capture_rules import CaptureOptions
+from ztunnel.linux.netns import NetworkNamespace
+
+with NetworkNamespace(int(sys.argv[1])) as namespace:
+    capture = Capture(namespace, CaptureOptions(int(sys.argv[2])))
+    while True:
+        for step in (capture.apply, capture.release, capture.stop, capture.resume, capture.remove):
+            step()
+            print(step.__name__, flush=True)
+"""
+
+
+@pytest.mark.parametrize("milliseconds", [0, 1, 2, 3, 5, 8])
+def test_an_agent_that_is_killed_at_any_moment_is_made_up_for(
+    cluster: Cluster, milliseconds: int
+) -> None:
+    pod = cluster.pods[0]
+    number = pod.namespace.fd
+    command = [sys.executable, "-c", _FOR_EVER, str(number), str(MARK)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[number]) as agent:
+        assert agent.stdout is not None
+        for _ in range(7 + milliseconds):  # somewhere in its second or third round
+            assert agent.stdout.readline()
+        time.sleep(milliseconds / 1000)
+        agent.kill()
+    capture = Capture(pod.namespace, OPTIONS)
+    capture.apply()
+    capture.resume()
+    assert capture.check() == []
+    with Nftables(pod.namespace) as nftables:
+        assert nftables.table_names() == [TABLE]
+    capture.remove()
+    assert not capture.is_present()
+    with Routing(pod.namespace) as routing:
+        assert len(routing.missing(ANSWERS, socket.AF_INET)) == 2
+        assert len(routing.missing(ANSWERS, socket.AF_INET6)) == 2
 
 
 def test_what_the_pod_says_to_itself_goes_on(cluster: Cluster) -> None:
@@ -518,14 +601,14 @@ def test_release_keeps_connections_and_takes_in_no_more(cluster: Cluster) -> Non
     ):
         capture.release()
         exchange(client, served)
-        with sockets.start_connect((other.v4, 80), namespace=pod.namespace) as direct:
-            with accept(server) as at_server:
-                exchange(direct, at_server)
+        with (
+            sockets.start_connect((other.v4, 80), namespace=pod.namespace) as direct,
+            accept(server) as at_server,
+        ):
+            exchange(direct, at_server)
             # Changed one's mind: what was made in the clear meanwhile ends.
             capture.apply()
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                direct.send(b"in the clear")  # it may have heard of its end already
-            assert select.select([direct], [], [], 5)[0]
+            ends_unheard(direct, at_server)
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -589,9 +672,7 @@ def test_a_rule_that_somebody_deleted_is_noticed_and_repaired(cluster: Cluster) 
             exchange(leaked, served)
             assert capture.repair() == wrong
             assert capture.check() == []
-            leaked.send(b"in the clear")
-            assert select.select([leaked], [], [], 5)[0]
-            assert not select.select([served], [], [], 0.1)[0]
+            ends_unheard(leaked, served)
         nftables.delete(TABLE)
         assert capture.repair() == [f"table {TABLE} is gone"]
         assert capture.repair() == []
