@@ -15,6 +15,8 @@ import trio
 
 from daemonset.control_plane.ca.generations import OVERLAP, rotate
 from daemonset.control_plane.ca.issuer import AuthorityError
+from daemonset.control_plane.ca.lifetimes import add_arguments as add_lifetimes
+from daemonset.control_plane.ca.lifetimes import read_lifetimes
 from daemonset.control_plane.ca.private_files import UnsafeFileError, make_private_folder
 from daemonset.control_plane.ca.tokens import TokenSubject, open_token_key
 from daemonset.control_plane.config import ControlPlaneConfig, ServingConfig
@@ -87,6 +89,7 @@ def add_parsers(
         help="who may ask for the identities of its node's pods; may be repeated"
         " (istio-system/ztunnel)",
     )
+    add_lifetimes(serve)
     _add_mesh_arguments(serve)
     serve.set_defaults(run=_serve)
     validate = subparsers.add_parser(
@@ -188,9 +191,21 @@ def _serve(arguments: argparse.Namespace) -> int:
         from daemonset.control_plane.kubernetes_command import serve_kubernetes
 
         return serve_kubernetes(arguments, _settings(arguments))
+    code = 0
+    try:
+        trio.run(run_until_signal, ControlPlane(folder_config(arguments)))
+    except* (FolderError, AuthorityError, UnsafeFileError, OSError) as group:
+        for error in group.exceptions:
+            print(error, file=sys.stderr)
+        code = 1
+    return code
+
+
+def folder_config(arguments: argparse.Namespace) -> ControlPlaneConfig:
+    """What the arguments of a control plane that stands on a folder say."""
     defaults = ServingConfig()
     plaintext = defaults.xds_port if arguments.xds_port is None else arguments.xds_port
-    config = ControlPlaneConfig(
+    return ControlPlaneConfig(
         source=Path(arguments.source),
         state=arguments.state,
         settings=_settings(arguments),
@@ -201,15 +216,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         status_port=arguments.status_port,
         server_names=tuple(arguments.server_name),
         node_proxies=frozenset(arguments.node_proxy) or defaults.node_proxies,
+        lifetimes=read_lifetimes(arguments),
     )
-    code = 0
-    try:
-        trio.run(run_until_signal, ControlPlane(config))
-    except* (FolderError, AuthorityError, UnsafeFileError, OSError) as group:
-        for error in group.exceptions:
-            print(error, file=sys.stderr)
-        code = 1
-    return code
 
 
 def _token(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from daemonset.control_plane.ca.generations import OVERLAP
-from daemonset.control_plane.ca.service import Lifetimes
+from daemonset.control_plane.ca.lifetimes import Lifetimes
 from daemonset.control_plane.translation.settings import MeshSettings
 
 
@@ -23,6 +23,7 @@ class ServingConfig:
         node_proxies: "namespace/account" of those that may ask for the identities of others.
         agents_report: node agents say which pods they have captured (``report_captured``, or an
             annotation of the pod); otherwise whatever labels select counts as captured.
+        lifetimes: of workload certificates.
     """
 
     settings: MeshSettings = field(default_factory=MeshSettings)

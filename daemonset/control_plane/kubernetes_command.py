@@ -11,6 +11,7 @@ import sys
 import trio
 
 from daemonset.control_plane.ca.issuer import AuthorityError
+from daemonset.control_plane.ca.lifetimes import read_lifetimes
 from daemonset.control_plane.config import ServingConfig
 from daemonset.control_plane.kubernetes_backend import KubernetesBackend, Replica
 from daemonset.control_plane.other_planes import OtherControlPlaneError
@@ -71,6 +72,7 @@ def serving_config(
         or frozenset({f"{namespace}/ztunnel", f"{settings.root_namespace}/ztunnel"}),
         # Node agents say by an annotation which pods they have captured.
         agents_report=True,
+        lifetimes=read_lifetimes(arguments),
     )
 
 

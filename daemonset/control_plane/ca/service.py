@@ -7,7 +7,6 @@ import datetime
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NoReturn
 
 import grpc
@@ -22,6 +21,7 @@ from daemonset.control_plane.ca.authenticator import (
 from daemonset.control_plane.ca.authority import AuthorityHolder
 from daemonset.control_plane.ca.csr import CsrError, public_key_of
 from daemonset.control_plane.ca.issuer import to_pem
+from daemonset.control_plane.ca.lifetimes import Lifetimes
 from daemonset.control_plane.metrics import ControlPlaneMetrics
 from ztunnel.proto import ca_pb2
 
@@ -37,14 +37,6 @@ class RefusalError(Exception):
         super().__init__(text)
         self.status = status
         self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Lifetimes:
-    """Of workload certificates."""
-
-    default: datetime.timedelta = field(default=datetime.timedelta(hours=24))
-    longest: datetime.timedelta = field(default=datetime.timedelta(days=90))
 
 
 class CertificateService:

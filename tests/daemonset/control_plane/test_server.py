@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from daemonset.control_plane.ca.generations import open_state, rotate
 from daemonset.control_plane.ca.issuer import key_to_pem, new_key
+from daemonset.control_plane.ca.lifetimes import Lifetimes
 from daemonset.control_plane.ca.tokens import TokenSubject
 from daemonset.control_plane.config import ControlPlaneConfig
 from daemonset.control_plane.objects.objectset import ObjectSet
@@ -232,6 +233,34 @@ async def test_a_node_proxy_gets_no_certificate_of_a_pod_on_another_node(
         )
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert "live on other nodes, none on node-a" in caught.value.details()
+    nursery.cancel_scope.cancel()
+
+
+async def test_certificates_are_good_for_as_long_as_the_operator_says(
+    config: ControlPlaneConfig, nursery: trio.Nursery
+) -> None:
+    (config.source / "mesh.yaml").write_text(MESH)
+    hour = datetime.timedelta(hours=1)
+    plane = ControlPlane(dataclasses.replace(config, lifetimes=Lifetimes(hour, 2 * hour)))
+    ports = await nursery.start(plane.run)
+
+    async def life(asked: datetime.timedelta) -> datetime.timedelta:
+        request = certificate_request("spiffe://cluster.local/ns/shop/sa/web")
+        request.validity_duration = int(asked.total_seconds())
+        now = datetime.datetime.now(datetime.UTC)
+        response = await trio.to_thread.run_sync(
+            create_certificate, ports.tls, plane.roots_pem, plane.mint_token(ZTUNNEL), request
+        )
+        leaf = x509.load_pem_x509_certificate(response.cert_chain[0].encode())
+        return leaf.not_valid_after_utc - now
+
+    minute = datetime.timedelta(minutes=1)
+    for asked, given in ((0 * hour, hour), (2 * hour, 2 * hour)):
+        assert given - minute < await life(asked) < given + minute
+    with pytest.raises(grpc.RpcError) as caught:
+        await life(3 * hour)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == "a lifetime of 10800 s (longest: 7200 s)"
     nursery.cancel_scope.cancel()
 
 
