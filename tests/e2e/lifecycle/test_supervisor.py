@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,16 @@ def test_help_may_be_cut_short_by_its_reader() -> None:
     )
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
+
+
+def test_the_command_says_its_version_and_knows_what_it_does_not_know() -> None:
+    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "ztunnel", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    shown = run("version")
+    assert (shown.returncode, shown.stdout) == (0, f"{version('ambientd')}\n")
+    unknown = run("proxi")
+    assert unknown.returncode == 1
+    assert unknown.stderr.startswith("unknown command 'proxi'\n")
+    assert run("help").stdout.strip() in unknown.stderr
