@@ -6,4 +6,4 @@ import hypothesis
 hypothesis.settings.register_profile("ambientd", deadline=None)
 hypothesis.settings.load_profile("ambientd")
 
-pytest_plugins = ["tests.support.requirements"]
+pytest_plugins = ["tests.support.requirements", "tests.support.last_words"]
