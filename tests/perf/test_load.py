@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from perf.build import Tools, build
+from tests.support.ports import free_ports
 from tests.support.requirements import without_compiler
 
 PORTS = "ekor"
@@ -29,12 +31,7 @@ def tools() -> Tools:
 @pytest.fixture(scope="module")
 def ports(tools: Tools) -> Iterator[dict[str, int]]:
     """tcpserve's ports by their option."""
-    found = {}
-    for option in PORTS:
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("127.0.0.1", 0))
-            found[option] = sock.getsockname()[1]
+    found = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     command = [str(tools.tcpserve), "-V"]
     for option, port in found.items():
         command += [f"-{option}", f"127.0.0.1:{port}"]
@@ -50,7 +47,7 @@ def ports(tools: Tools) -> Iterator[dict[str, int]]:
 def load(tools: Tools, port: int, *arguments: str) -> tuple[int, dict[str, Any]]:
     command = [str(tools.tcpload), "-d", "0.2", "-w", "0.1", "-T", "2", *arguments]
     done = subprocess.run(
-        [*command, f"127.0.0.1:{port}"], capture_output=True, text=True, timeout=30, check=False
+        [*command, f"127.0.0.1:{port}"], capture_output=True, text=True, timeout=120, check=False
     )
     return done.returncode, json.loads(done.stdout)
 
@@ -83,19 +80,15 @@ def test_idle_connections_are_opened_in_halves_and_still_work(
 
 
 def test_cpu_time_of_processes_is_reported(tools: Tools, ports: dict[str, int]) -> None:
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.is_set():
-            sum(range(1000))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        _, report = load(tools, ports["e"], "-c", "1", "-p", str(os.getpid()))
-    finally:
-        stop.set()
-        thread.join()
+    """Of a process whose threads all live on: what those had that have ended is known in ticks."""
+    with subprocess.Popen([sys.executable, "-c", "print(flush=True)\nwhile True: pass"],
+                          stdout=subprocess.PIPE) as busy:  # fmt: skip
+        try:
+            assert busy.stdout is not None
+            busy.stdout.readline()
+            _, report = load(tools, ports["e"], "-c", "1", "-d", "1", "-p", str(busy.pid))
+        finally:
+            busy.kill()
     assert report["processes_cpu_s"] > 0.01
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from tests.support.kube.api import CALL_SECONDS, Api, ApiFailure, Json, send
 from tests.support.kube.binaries import find
 from tests.support.kube.keys import Keys
+from tests.support.ports import free_ports
 
 __all__ = ["ApiFailure", "Cluster", "Json", "free_ports", "send"]
 
@@ -152,12 +152,3 @@ class Cluster(Api):
         process = self._running.pop(name)
         process.kill()
         process.wait()
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports of loopback that nobody has now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in sockets]
