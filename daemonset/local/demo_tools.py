@@ -20,7 +20,7 @@ from daemonset.local.observe import AccessLog, Observer
 from daemonset.local.processes import last_lines, python
 from daemonset.local.terminal import Terminal
 
-PATIENCE = 15.0
+PATIENCE = 60.0
 """Seconds that any single thing may take before the demo gives up on it."""
 
 

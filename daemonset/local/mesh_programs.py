@@ -31,7 +31,7 @@ ZTUNNEL_BIN = "ZTUNNEL_BIN"
 
 CONTROL_PLANE = "control-plane"
 
-START_LIMIT = 30.0
+START_LIMIT = 60.0
 """Seconds within which each part must be ready: ten times what it takes on a slow machine."""
 
 RESTARTS = 2

@@ -18,7 +18,7 @@ from daemonset.local.run_directory import RunDirectory
 from daemonset.local.shared_files import MadePod, PodsFile
 from daemonset.local.topology import PodPlan, Probe, ProcessPlan, Topology
 
-_START_LIMIT = 20.0
+_START_LIMIT = 60.0
 """Seconds within which containers with a readiness probe must answer it."""
 
 

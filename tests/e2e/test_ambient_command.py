@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +16,11 @@ import pytest
 
 import daemonset
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(daemonset.__file__).resolve().parent.parent
 EXAMPLE = ROOT / "daemonset" / "local" / "examples" / "shop"
-PATIENCE = 90
+PATIENCE = 240
 
 # What is left of root without its capabilities: a user like any other. CAP_SETFCAP stays, because
 # since Linux 5.12 only who has it may map user 0 of the machine into a namespace.
@@ -112,9 +113,16 @@ def processes_of(process: "subprocess.Popen[str]") -> list[int]:
 def assert_all_end(descriptors: list[int]) -> None:
     assert descriptors
     for descriptor in descriptors:
-        ready, _, _ = select.select([descriptor], [], [], 15)
+        ready, _, _ = select.select([descriptor], [], [], 60)
         os.close(descriptor)
         assert ready, "a process is still there"
+
+
+def until_logged(ambient: Ambient, text: str, who: str, prelude: str | None = None) -> None:
+    """A line is written a moment after what it tells of."""
+    deadline = time.monotonic() + 60
+    while text not in (output := ambient.run("logs", who, prelude=prelude)[1]):
+        assert time.monotonic() < deadline, output
 
 
 def assert_shown(output: str) -> None:
@@ -172,8 +180,7 @@ def test_a_kept_demo_can_be_played_with_and_ends_with_ctrl_c(
     assert (code, "street/visitor is not in the mesh" in output) == (1, True), output
     code, output = ambient.run("status", prelude=prelude)
     assert "ztunnel on node-2   running" in output
-    code, output = ambient.run("logs", "node-1/ztunnel", prelude=prelude)
-    assert "connection complete" in output
+    until_logged(ambient, "connection complete", "node-1/ztunnel", prelude)
     watched = processes_of(demo)
     os.killpg(demo.pid, signal.SIGINT)  # as a terminal does it
     rest, _ = demo.communicate(timeout=PATIENCE)
@@ -249,8 +256,7 @@ def test_a_folder_of_three_nodes_without_ipv4(ambient: Ambient) -> None:
     get = ("python", "-m", "daemonset.local.app", "get")
     code, output = ambient.run("exec", "a", "--", *get, "http://b/")
     assert (code, '"client": "fd00:1::2"' in output) == (0, True), output
-    code, output = ambient.run("logs", "n3/ztunnel")
-    assert 'src.identity="spiffe://cluster.local/ns/app/sa/default"' in output
+    until_logged(ambient, 'src.identity="spiffe://cluster.local/ns/app/sa/default"', "n3/ztunnel")
     (folder / "policy.yaml").write_text(L7)
     assert "policy.yaml:6: error: AuthorizationPolicy app/l7" in read_until(up, "policy.yaml:6")
     assert "policy.yaml:6: error: AuthorizationPolicy app/l7" in ambient.run("status")[1]

@@ -82,7 +82,9 @@ def test_below_an_agent_that_speaks_istios_bytes(place: Path, tmp_path: Path) ->
             squatter.bind(("::", 15008))
             squatter.listen()
             cni.accept()
-            assert "workload proxy manager" in ztunnel.readiness()
+            wait_for(
+                lambda: "workload proxy manager" in ztunnel.readiness(), "pending", ztunnel.log
+            )
             assert cni.ask(add("u-client", "client"), network["client"].fd) == ACK
             # One pod that cannot be started is refused by name and holds up nobody.
             answer = cni.ask(add("u-bad", "bad"), network["bad"].fd)
@@ -192,9 +194,9 @@ def told_on_both_sides(ztunnel: Running) -> None:
             "connection_security_policy": "unknown",
         }  # fmt: skip
         ztunnel.until_metric(1, "istio_tcp_connections_closed_total", **labels)
-        assert ztunnel.metric("istio_tcp_connections_opened_total", **labels) == 1
-        assert ztunnel.metric("istio_tcp_sent_bytes_total", **labels) == 1000
-        assert ztunnel.metric("istio_tcp_received_bytes_total", **labels) == 1000
+        ztunnel.until_metric(1, "istio_tcp_connections_opened_total", **labels)
+        ztunnel.until_metric(1000, "istio_tcp_sent_bytes_total", **labels)
+        ztunnel.until_metric(1000, "istio_tcp_received_bytes_total", **labels)
     names = {sample.name for sample in ztunnel.metrics()}
     assert {
         "istio_build", "istio_tcp_sockets_open", "workload_manager_proxies_started_total",

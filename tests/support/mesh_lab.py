@@ -209,7 +209,15 @@ class MeshLab:
         return self.access_log(self.node_of(pod))
 
     def metrics(self, node: str) -> list[Sample]:
-        return list(parse_samples(self.observer.metrics(node)))
+        """All samples of a node's ztunnel; waits until it answers."""
+        pages: list[str] = []
+
+        def answered() -> bool:
+            pages.append(self.observer.metrics(node))
+            return True
+
+        self.wait(answered, f"the metrics of {node}")
+        return list(parse_samples(pages[0]))
 
     @contextmanager
     def wire(self, node: str) -> Iterator[Capture]:
@@ -225,9 +233,20 @@ class MeshLab:
             wire.close()
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
-        """Raises NotSeenError with all logs when *condition* does not come true in time."""
-        if not self.mesh.wait(condition, PATIENCE):
-            raise NotSeenError(f"not within {PATIENCE:g} s: {what}{self.logs()}")
+        """Raises NotSeenError with all logs when *condition* does not come true in time. It is not
+        true yet where somebody who is asked does not answer just now."""
+        trouble = ""
+
+        def holds() -> bool:
+            nonlocal trouble
+            try:
+                return condition()
+            except (TimeoutError, ConnectionRefusedError) as error:
+                trouble = f" (at some time: {error})"
+                return False
+
+        if not self.mesh.wait(holds, PATIENCE):
+            raise NotSeenError(f"not within {PATIENCE:g} s: {what}{trouble}{self.logs()}")
 
     def logs(self) -> str:
         """The ends of the logs of the mesh's own processes."""

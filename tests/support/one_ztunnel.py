@@ -21,7 +21,7 @@ from ztunnel.linux.fds import send_with_fds
 HELLO = b"\x08\x01"
 ACK = b"\x0a\x00"
 SNAPSHOT_SENT = b"\x1a\x00"
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 def text(field: int, value: str) -> bytes:
@@ -50,7 +50,7 @@ def delete(uid: str) -> bytes:
 def wait_for(condition: Callable[[], bool], what: str, log: Path) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, f"not in time: {what}\n{log.read_text()}"
+        assert time.monotonic() < deadline, f"not in time: {what}\n{log.read_text()[-8000:]}"
         time.sleep(0.05)
 
 

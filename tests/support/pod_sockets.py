@@ -9,15 +9,22 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from tests.support.mesh_lab import MeshLab
 
 Address = tuple[str, int]
+LISTEN, TIME_WAIT = "0A", "06"  # as /proc/net/tcp has them
 BACKLOG = 4096
 
 
-def connect(mesh: MeshLab, pod: str, address: Address, seconds: float = 10.0) -> socket.socket:
-    """A blocking connection from inside a pod. Raises OSError as an application would see it."""
+def connect(mesh: MeshLab, pod: str, address: Address, seconds: float = 30.0) -> socket.socket:
+    """A blocking connection from inside a pod. Raises OSError as an application would see it.
+
+    Args:
+        seconds: for each call; plenty, so that nobody is given up who is only slow.
+    """
     sock = _socket(mesh, pod, address[0])
     sock.settimeout(seconds)
     sock.connect(address)
@@ -58,6 +65,54 @@ def exchange(sock: socket.socket, data: bytes) -> bytes:
             raise ConnectionError(f"ended after {len(answer)} of {len(data)} bytes")
         answer += more
     return bytes(answer)
+
+
+def is_served(mesh: MeshLab, pod: str, address: Address, seconds: float = 10.0) -> bool:
+    """Whether a new connection from a pod reaches an echo and is answered."""
+    try:
+        with connect(mesh, pod, address, seconds) as sock:
+            return exchange(sock, b"?") == b"?"
+    except OSError:
+        return False
+
+
+class TcpSocket(NamedTuple):
+    """A socket of a pod as the kernel lists it.
+
+    Attributes:
+        waiting: bytes that nobody has read, of a listener connections that nobody has accepted.
+    """
+
+    port: int
+    peer_port: int
+    state: str
+    waiting: int
+
+
+def tcp_sockets(mesh: MeshLab, pod: str) -> list[TcpSocket]:
+    """All of a pod, its proxy's among them."""
+
+    def read() -> list[TcpSocket]:
+        found = []
+        for name in ("tcp", "tcp6"):
+            for line in Path(f"/proc/thread-self/net/{name}").read_text().splitlines()[1:]:
+                _, local, remote, state, queues, *_ = line.split()
+                port, peer_port = (int(end.rpartition(":")[2], 16) for end in (local, remote))
+                waiting = int(queues.partition(":")[2], 16)
+                found.append(TcpSocket(port, peer_port, state, waiting))
+        return found
+
+    return mesh.mesh.keeper.call(mesh.mesh.namespace_of(pod), read)
+
+
+def has_ended(mesh: MeshLab, pod: str, port: int) -> bool:
+    """Whether no connection from or to a port, which could still send something, is left in a
+    pod."""
+    return all(
+        sock.state in (LISTEN, TIME_WAIT)
+        for sock in tcp_sockets(mesh, pod)
+        if port in (sock.port, sock.peer_port)
+    )
 
 
 class _Thread:

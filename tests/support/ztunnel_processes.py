@@ -145,6 +145,20 @@ def open_descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def most_descriptors(mesh: MeshLab, *pids: int) -> dict[int, int]:
+    """The most that each has open within three seconds: what is made ahead of need is not all there
+    at once, and a moment later something may be closed that is open now."""
+    found = dict.fromkeys(pids, 0)
+
+    def look() -> bool:
+        for pid in pids:
+            found[pid] = max(found[pid], open_descriptors(pid))
+        return False
+
+    mesh.mesh.wait(look, 3.0)
+    return found
+
+
 def resident_kib(pid: int) -> int:
     """Memory of a process, KiB."""
     text = Path(f"/proc/{pid}/status").read_text()

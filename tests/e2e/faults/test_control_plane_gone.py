@@ -35,7 +35,7 @@ def test_traffic_goes_on_and_a_change_made_meanwhile_arrives_after(lab: FaultLab
                 assert exchange(new, b"new") == b"new"
             lab.far.log.says("no stream to the control plane .* next attempt in")
             assert lab.far.ready(), "it is ready: it serves by what it knows"
-            assert lab.far.metric("ztunnel_xds_connected") == 0
+            lab.mesh.wait(lambda: lab.far.metric("ztunnel_xds_connected") == 0, "it is counted")
         with connect(lab.mesh, "client", lab.server) as held:
             exchange(held, b"before")
             running.start()

@@ -9,7 +9,7 @@ import pytest
 
 from daemonset.local.mesh_programs import agent_name
 from tests.support.faults import FaultLab, fault_lab
-from tests.support.mesh_lab import MeshLab
+from tests.support.mesh_lab import MeshLab, namespace_yaml
 from tests.support.pod_sockets import Address, connect, echo, exchange
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -101,8 +101,10 @@ def test_what_does_not_end_is_cut_after_a_while_and_the_log_says_so(lab: FaultLa
     agent = mesh.mesh.processes.running[agent_name("node-2")].program.log
     with echo(mesh, "server", 7000), connect(mesh, "client", lab.server) as held:
         exchange(held, b"before")
-        mesh.withdraw()
+        mesh.write("namespace-default.yaml", namespace_yaml("default", in_mesh=False))
+        mesh.wait(lambda: "default/server" not in mesh.observer.captured(), "it begins to leave")
         assert exchange(held, b"it may still end by itself") == b"it may still end by itself"
+        mesh.settle(outside=["default/client", "default/server"])
         words = "default/server leaves the mesh: 1 connections that began before and have not ended"
         mesh.wait(lambda: words in agent.read_text(), "the agent says what it cuts")
         cut = "connection complete.*the pod left the mesh"  # by who comes first; the other sees it

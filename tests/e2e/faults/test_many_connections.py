@@ -12,7 +12,7 @@ import pytest
 from tests.support.faults import FaultLab
 from tests.support.mesh_lab import MeshLab
 from tests.support.pod_sockets import Address, echo, start_connect
-from tests.support.ztunnel_processes import open_descriptors, resident_kib
+from tests.support.ztunnel_processes import ZtunnelProcesses, open_descriptors, resident_kib
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -94,10 +94,18 @@ def test_after_ten_thousand_connections_descriptors_and_memory_are_back(lab: Fau
         assert max(grown.values()) < 4 * 1024, f"KiB more than before: {grown}"
         for ztunnel, reporter in ((lab.near, "source"), (lab.far, "destination")):
             for name in ("opened", "closed"):
-                total = ztunnel.metric(f"istio_tcp_connections_{name}_total", reporter=reporter)
-                assert total == 10_000, f"{reporter} {name}"
-            assert ztunnel.log.count("connection complete") == 10_000
+                _comes_to(lab, ztunnel, f"istio_tcp_connections_{name}_total", reporter)
+            lab.mesh.wait(
+                lambda log=ztunnel.log: log.count("connection complete") == 10_000,  # type: ignore[misc]
+                f"as many lines on {ztunnel.node}",
+            )
             assert ztunnel.metric("ztunnel_log_lines_dropped_total") == 0
+
+
+def _comes_to(lab: FaultLab, ztunnel: ZtunnelProcesses, name: str, reporter: str) -> None:
+    lab.mesh.wait(
+        lambda: ztunnel.metric(name, reporter=reporter) == 10_000, f"{name} of {reporter}"
+    )
 
 
 def _is_quiet(lab: FaultLab) -> bool:

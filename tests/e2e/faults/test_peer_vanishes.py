@@ -1,14 +1,13 @@
 """A peer vanishes without FIN: its node is cut off the network."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.faults import FaultLab, fault_lab, unreachable
-from tests.support.pod_sockets import connect, echo, exchange, steady
-from tests.support.ztunnel_processes import open_descriptors
+from tests.support.pod_sockets import connect, echo, exchange, is_served, steady
+from tests.support.ztunnel_processes import most_descriptors, open_descriptors
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -51,15 +50,10 @@ def test_the_tunnel_is_found_dead_its_flows_end_and_the_next_ones_get_a_new_one(
                 )
             before = others.mark()
             mesh.wait(lambda: others.all_went_on(before), "others have gone on all the time")
-
-        def works_again() -> bool:
-            try:
-                with connect(mesh, "client", quick.server) as sock:
-                    return exchange(sock, b"again") == b"again"
-            except OSError:
-                return False
-
-        mesh.wait(works_again, "the next connection gets a new tunnel")
+        mesh.wait(
+            lambda: is_served(mesh, "client", quick.server),
+            "the next connection gets a new tunnel",
+        )
 
 
 def test_connections_that_are_opened_meanwhile_do_not_wait_for_the_old_tunnels_end(
@@ -75,11 +69,7 @@ def test_connections_that_are_opened_meanwhile_do_not_wait_for_the_old_tunnels_e
 
             def noticed() -> bool:
                 # The first ones still go into the old tunnel; later ones find it suspicious.
-                with connect(mesh, "client", lab.server, seconds=1) as sock:
-                    try:
-                        exchange(sock, b"anybody there?")
-                    except OSError:
-                        pass
+                is_served(mesh, "client", lab.server, seconds=1)
                 return lab.near.log.count(words) > 0
 
             mesh.wait(noticed, "a new tunnel is tried while the old one is in doubt")
@@ -91,10 +81,7 @@ def test_nothing_is_left_of_a_peer_that_vanished(quick: FaultLab) -> None:
         (worker,) = quick.near.workers
         with connect(mesh, "client", quick.server) as first:
             exchange(first, b"all that is made once is there")
-        before = 0
-        for _ in range(30):  # what is made ahead of need is not all there at once
-            before = max(before, open_descriptors(worker))
-            time.sleep(0.1)
+        before = most_descriptors(mesh, worker)[worker]
         held = [connect(mesh, "client", quick.server) for _ in range(20)]
         for sock in held:
             exchange(sock, b"before")

@@ -8,7 +8,7 @@ import pytest
 from tests.support.faults import FaultLab, fault_lab
 from tests.support.lab import pod_yaml
 from tests.support.pod_sockets import connect, echo, exchange, steady
-from tests.support.ztunnel_processes import open_descriptors
+from tests.support.ztunnel_processes import most_descriptors, open_descriptors
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -31,7 +31,7 @@ def test_its_connections_end_on_both_sides_and_all_others_go_on(lab: FaultLab, s
     (worker,) = local.workers
     with echo(mesh, "server", 7000), steady(mesh, "client", lab.server, 10) as others:
         mesh.wait(lambda: others.all_went_on([0] * 10), "all others are there")
-        before = open_descriptors(worker)
+        before = most_descriptors(mesh, worker)[worker]
         mesh.write("goes.yaml", goes)
         mesh.wait(lambda: "default/goes" in mesh.mesh.topology.pods, "the pod is made")
         mesh.settle(in_mesh=["default/goes"])

@@ -2,13 +2,23 @@
 
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support.faults import fault_lab
+from tests.support.faults import FaultLab, fault_lab
 from tests.support.lab import pod_yaml
-from tests.support.pod_sockets import connect, echo, exchange, listen, steady
+from tests.support.pod_sockets import (
+    Steady,
+    connect,
+    echo,
+    exchange,
+    is_served,
+    listen,
+    steady,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -23,14 +33,23 @@ SILENT = pod_yaml(
 )
 
 
+@contextmanager
+def _steady(lab: FaultLab) -> Iterator[Steady]:
+    """Twenty connections, once there are certificates and a tunnel: on a machine that is busy these
+    may take longer than `TIMEOUT`."""
+    lab.mesh.wait(lambda: is_served(lab.mesh, "client", lab.server), "the mesh serves")
+    with steady(lab.mesh, "client", lab.server, 20) as flows:
+        yield flows
+
+
 def test_a_peer_that_accepts_and_stays_silent_is_given_up_in_time(tmp_path: Path) -> None:
     environment = {"ZTUNNEL_HANDSHAKE_TIMEOUT": f"{TIMEOUT:g}s"}
     with fault_lab(tmp_path, environment, objects=SILENT) as lab:
         mesh = lab.mesh
         peer = mesh.ip("outside/silent")
         listener = listen(mesh, "outside/silent", 15008)
-        listener.settimeout(10)
-        with echo(mesh, "server", 7000), steady(mesh, "client", lab.server, 20) as flows:
+        listener.settimeout(30)
+        with echo(mesh, "server", 7000), _steady(lab) as flows:
             started = time.monotonic()
             waiting = [connect(mesh, "client", (peer, 7000)) for _ in range(5)]
             accepted, _address = listener.accept()
@@ -41,11 +60,9 @@ def test_a_peer_that_accepts_and_stays_silent_is_given_up_in_time(tmp_path: Path
                     with pytest.raises(ConnectionError):
                         exchange(sock, b"anybody there?")
             took = time.monotonic() - started
-            assert TIMEOUT * 0.9 < took < TIMEOUT + 6
-            lab.near.log.says(
-                "access.*the peer stayed silent in the handshake for 2s.*",
-            )
-        assert lab.near.log.count("stayed silent in the handshake for 2s") == 5
+            assert TIMEOUT * 0.9 < took < TIMEOUT + 20
+            words = "access.*the peer stayed silent in the handshake for 2s"
+            mesh.wait(lambda: lab.near.log.count(words) == 5, "each is written down")
 
 
 @pytest.mark.parametrize("says", [b"", b"\x16\x03\x01"], ids=["nothing", "half a hello"])
@@ -53,7 +70,7 @@ def test_a_client_that_never_says_anything_is_given_up_in_time(tmp_path: Path, s
     environment = {"ZTUNNEL_HANDSHAKE_TIMEOUT": f"{TIMEOUT:g}s"}
     with fault_lab(tmp_path, environment, pods={"outside/stranger": 1}) as lab:
         mesh = lab.mesh
-        with echo(mesh, "server", 7000), steady(mesh, "client", lab.server, 20) as flows:
+        with echo(mesh, "server", 7000), _steady(lab) as flows:
             silent = [
                 connect(mesh, "outside/stranger", (mesh.ip("server"), 15008)) for _ in range(50)
             ]

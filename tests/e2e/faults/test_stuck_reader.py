@@ -19,6 +19,7 @@ STUCK = 8
 OTHERS = 100
 PIECE = bytes(65536)
 MINUTE = 60.0
+QUIET = 80  # looks without a byte, of about 40 a second
 
 
 class Senders:
@@ -43,9 +44,10 @@ class Senders:
 
 
 def test_a_peer_whose_proxy_stops_holds_up_nobody_else(tmp_path: Path) -> None:
-    """The tunnel itself is stuck, not one stream of it."""
+    """The tunnel itself is stuck, not one stream of it, and it is not yet taken for dead."""
+    patient = {"ZTUNNEL_PING_TIMEOUT": "200s"}
     with (
-        fault_lab(tmp_path, pods={"neighbour": 1}) as lab,
+        fault_lab(tmp_path, patient, pods={"neighbour": 1}) as lab,
         echo(lab.mesh, "server", 7000),
         echo(lab.mesh, "neighbour", 7000),
         steady(lab.mesh, "client", (lab.mesh.ip("neighbour"), 7000), 20) as others,
@@ -74,14 +76,14 @@ def _fill(lab: FaultLab, senders: Senders) -> None:
     def full() -> bool:
         nonlocal silent
         silent = 0 if senders.push() else silent + 1
-        return silent > 20
+        return silent > QUIET
 
     lab.mesh.wait(full, "everything between the ends is full")
 
 
 def _drained(sock: socket.socket, count: int) -> bytearray:
     sock.setblocking(True)
-    sock.settimeout(10)
+    sock.settimeout(30)
     received = bytearray()
     while len(received) < count:
         more = sock.recv(1 << 20)
@@ -103,7 +105,7 @@ def test_for_a_minute_others_go_on_memory_is_bounded_and_nothing_is_lost(lab: Fa
     listener = listen(mesh, "server", 7001)
     with echo(mesh, "server", 7000):
         clients = [connect(mesh, "client", address) for _ in range(2 * STUCK)]
-        listener.settimeout(10)
+        listener.settimeout(30)
         accepted = [listener.accept()[0] for _ in clients]
         mesh.sockets += accepted
         servers = [_served(sock, accepted) for sock in clients]
@@ -138,7 +140,7 @@ def test_for_a_minute_others_go_on_memory_is_bounded_and_nothing_is_lost(lab: Fa
 def _served(client: socket.socket, servers: list[socket.socket]) -> socket.socket:
     """The end in the server of a client's connection."""
     client.sendall(b"!")
-    found, _, _ = select.select(servers, [], [], 10)
+    found, _, _ = select.select(servers, [], [], 30)
     (server,) = found
     assert isinstance(server, socket.socket)
     assert server.recv(1) == b"!"

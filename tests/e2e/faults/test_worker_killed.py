@@ -8,8 +8,18 @@ import pytest
 
 from tests.support.faults import FaultLab, fault_lab
 from tests.support.mesh_lab import MeshLab
-from tests.support.pod_sockets import Address, connect, echo, exchange, start_connect
+from tests.support.pod_sockets import (
+    LISTEN,
+    Address,
+    connect,
+    echo,
+    exchange,
+    has_ended,
+    start_connect,
+    tcp_sockets,
+)
 from ztunnel.mesh.workload import HBONE_PORT
+from ztunnel.proxy.pod_ports import OUTBOUND_PORT
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -68,13 +78,9 @@ class Clients:
 
 def queued(mesh: MeshLab, pod: str, port: int) -> int:
     """How many connections to a port of a pod are established, and accepted by nobody yet."""
-    tables = mesh.run(pod, "cat", "/proc/self/net/tcp", "/proc/self/net/tcp6").stdout
-    found = 0
-    for line in tables.splitlines():
-        _, local, _, state, queues, *_ = line.split()
-        if state == "0A" and local.endswith(f":{port:04X}"):  # TCP_LISTEN
-            found += int(queues.partition(":")[2], 16)
-    return found
+    return sum(
+        sock.waiting for sock in tcp_sockets(mesh, pod) if (sock.state, sock.port) == (LISTEN, port)
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -130,7 +136,9 @@ def test_one_of_two_workers_is_killed_and_the_other_serves_meanwhile(tmp_path: P
             clients.close()
         assert survivor in lab.near.workers
         lab.mesh.wait(lambda: len(lab.near.workers) == 2, "there are two workers again")
-        assert lab.near.metric("ztunnel_worker_restarts_total") == 1
+        lab.mesh.wait(
+            lambda: lab.near.metric("ztunnel_worker_restarts_total") == 1, "it is counted once"
+        )
 
 
 def test_what_it_said_last_is_not_lost_either(lab: FaultLab) -> None:
@@ -141,6 +149,8 @@ def test_what_it_said_last_is_not_lost_either(lab: FaultLab) -> None:
         with connect(lab.mesh, "client", lab.server) as sock:
             exchange(sock, b"a connection that has its line")
         lab.far.log.says("connection complete")
+        # It hands the line over in the round in which it closes its socket, just before that.
+        lab.mesh.wait(lambda: has_ended(lab.mesh, "client", OUTBOUND_PORT), "its flow has ended")
         lab.near.kill(worker)
         lab.mesh.wait(lambda: lab.near.workers not in ([], [worker]), "there is another worker")
         os.kill(lab.near.control, signal.SIGCONT)

@@ -37,9 +37,14 @@ def test_it_shows_the_mesh_connections_and_certificates(lab: FaultLab) -> None:
 def test_the_log_level_can_be_seen_and_changed_in_all_processes(lab: FaultLab) -> None:
     assert "info" in lab.near.request("POST", 15000, "/logging")[1]
     assert lab.near.request("POST", 15000, "/logging?level=debug")[0] == 200
-    with echo(lab.mesh, "server", 7000), connect(lab.mesh, "client", lab.server) as sock:
-        exchange(sock, b"a connection")
-        lab.near.log.says("debug\taccess\tconnection opened")
+    with echo(lab.mesh, "server", 7000):
+
+        def opens_loudly() -> bool:
+            with connect(lab.mesh, "client", lab.server) as one:
+                exchange(one, b"a connection")
+            return lab.near.log.count("debug\taccess\tconnection opened") > 0
+
+        lab.mesh.wait(opens_loudly, "workers have heard of it")
         assert lab.near.request("POST", 15000, "/logging?level=ztunnel=loud")[0] == 400
         assert lab.near.request("POST", 15000, "/logging?reset")[0] == 200
 

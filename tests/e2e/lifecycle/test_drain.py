@@ -65,7 +65,8 @@ def test_live_connections_may_end_and_nothing_new_is_taken(
         lab.mesh.wait(lambda: _has_ended(lab), "it ends with the last connection, long before")
         assert _status(lab) == 0
         assert lab.near.log.count("are cut") == 0
-        assert lab.near.log.count("connection complete") == 10
+        # Others of a byte each may have come and gone before the worker heard of the drain.
+        assert lab.near.log.count("connection complete.*bytes_sent=13 bytes_recv=13 ") == 10
         assert lab.near.log.count("connection complete.*error=") == 0
 
 

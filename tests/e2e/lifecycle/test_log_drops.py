@@ -31,7 +31,7 @@ ENVIRONMENT = {
         "services: []\npolicies: []\n"
     ),
 }
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ class Unread:
     def refused(self) -> bool:
         """One connection straight to the port of captured ones, which makes a line of the log."""
         with self._room.pod("client").network.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-            sock.settimeout(5)
+            sock.settimeout(30)
             sock.connect(("10.244.1.2", 15001))
             try:
                 return sock.recv(1) == b""

@@ -63,11 +63,11 @@ def test_it_waits_for_certificates_but_not_for_ever(tmp_path: Path) -> None:
     ca = FakeCa()
     with fault_lab(tmp_path, ca.environment) as lab, serving(lab.mesh, ca):
         ca.open.clear()
+        started = time.monotonic()
         _restart(lab)
         lab.mesh.wait(lambda: "pending: certificates\n" in _pending(lab), "it waits for the CA")
-        started = time.monotonic()
         lab.mesh.wait(lab.near.ready, "it waits no longer")
-        assert time.monotonic() - started > 5
+        assert time.monotonic() - started > 10
         # The request itself may take as long as readiness waits for it.
         lab.near.log.says("(the CA has not answered within 10s for|no certificate for) .*sa/client")
 
