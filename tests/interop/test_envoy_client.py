@@ -376,7 +376,7 @@ async def test_our_drain_moves_new_connections_to_another_tunnel(
 async def test_keepalive_of_both_ends(
     tmp_path: Path, ours: WorkloadCertificate, envoys: WorkloadCertificate
 ) -> None:
-    options = Http2Options(keepalive_interval=0.3, keepalive_timeout=0.4)
+    options = Http2Options(keepalive_interval=0.3, keepalive_timeout=2.0)
     async with (
         listener(ours, VERIFY, echo) as server,
         envoy(tmp_path, envoys, server, options) as e,
@@ -389,7 +389,7 @@ async def test_keepalive_of_both_ends(
             tunnel.connection.ping(number.to_bytes(8, "big"))
             await tunnel.flush()
             await tunnel.change.until(lambda n=number: len(tunnel.pongs) > n)  # type: ignore[misc]
-            await trio.sleep(0.4)
+            await trio.sleep(0.8)
         await stream.send_all(b"2")
         assert await read_exactly(stream, 1) == b"2"
         assert e.envoy.stat("http2.keepalive_timeout") == 0

@@ -281,7 +281,7 @@ async def test_keepalive_of_both_ends(
     tmp_path: Path, ours: WorkloadCertificate, envoys: WorkloadCertificate
 ) -> None:
     options = Http2Options(
-        max_concurrent_streams=100, keepalive_interval=0.3, keepalive_timeout=0.4
+        max_concurrent_streams=100, keepalive_interval=0.3, keepalive_timeout=2.0
     )
     with Server(tmp_path, envoys, options) as busy:
         async with app(echo) as authority, client(busy.port, ours, VERIFY) as tunnel:
@@ -292,7 +292,7 @@ async def test_keepalive_of_both_ends(
                 tunnel.connection.ping(payload)
                 await tunnel.flush()
                 await tunnel.change.until(lambda p=payload: p in tunnel.pongs)  # type: ignore[misc]
-                await trio.sleep(0.4)
+                await trio.sleep(0.8)
             await flow.write(b"alive", end=True)
             assert await flow.read_to_end() == b"alive"
             assert busy.envoy.stat("http2.keepalive_timeout") == 0

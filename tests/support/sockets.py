@@ -17,7 +17,7 @@ def buffers_of_a_pair() -> int:
 
 
 async def connect(
-    network: NetworkNamespace, host: str, port: int, *, seconds: float = 15
+    network: NetworkNamespace, host: str, port: int, *, seconds: float = 60
 ) -> trio.SocketStream:
     """A connection from inside the namespace. Raises OSError as the application would see it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -23,7 +23,7 @@ from ztunnel.relay.tunnel import StreamOwner, Tunnel
 from ztunnel.tls.contexts import Records
 
 AUTHORITY = pki.make_root()
-PATIENCE = 20  # seconds, on a machine that may be busy or emulated
+PATIENCE = 60  # seconds, on a machine that may be busy or emulated
 
 
 class End:

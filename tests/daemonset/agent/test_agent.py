@@ -19,6 +19,7 @@ from daemonset.agent.enrolment import MODE_LABEL
 from daemonset.agent.pods import Pod
 from daemonset.agent.status import PodState, PodStatus, read_status
 from daemonset.agent.stops import Uncaptured
+from tests.support.descriptors import no_leak
 from tests.support.namespaces import Cluster
 from tests.support.namespaces import Pod as PodNamespace
 from ztunnel.linux import netns, sockets
@@ -85,9 +86,8 @@ class Ztunnel:
 
 @pytest.fixture(autouse=True)
 def no_descriptor_leaks() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_leak():
+        yield
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ class Node:
         return {status.uid: status for status in self.agent.status.pods}[uid]
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while not condition():
                 # Not everything that a test waits for is part of the status.
                 with trio.move_on_after(0.05):
@@ -178,7 +178,7 @@ def tables(namespace: NetworkNamespace) -> list[str]:
 def reached(listener: socket.socket, client: sockets.SocketAddress, source: PodNamespace) -> str:
     """Who a listener sees when `source` connects to `client`."""
     with sockets.start_connect(client, namespace=source.namespace):
-        assert select.select([listener], [], [], 5)[0], "nobody has connected"
+        assert select.select([listener], [], [], 30)[0], "nobody has connected"
         with listener.accept()[0] as served:
             return sockets.peer_of(served)[0]
 
@@ -227,7 +227,7 @@ async def test_a_pod_that_leaves_gets_its_connections_closed_not_lost(
         await this.until_state("uid-0", PodState.ENROLLED)
         listener = this.ztunnel.listeners["uid-0"]
         with sockets.start_connect((other.v4, 80), namespace=one.namespace) as client:
-            assert select.select([listener], [], [], 5)[0]
+            assert select.select([listener], [], [], 30)[0]
             this.source.set(pod_of(one, namespace_labels={}))
             await this.until_state("uid-0", PodState.NOT_IN_MESH)
             # ztunnel reset it when it closed its listener, and the application was told.
@@ -552,7 +552,7 @@ async def test_the_status_can_be_read_from_outside(cluster: Cluster, tmp_path: P
     pod = pod_of(cluster.pods[0], annotations=annotations)
     async with node(cluster, tmp_path, pod, pod) as this:
         await this.until_state("uid-0", PodState.ENROLLED)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while read_status(tmp_path) != this.agent.status:
                 await trio.sleep(0.02)
         status = read_status(tmp_path)

@@ -33,7 +33,7 @@ OURS = sorted(RECORDINGS.glob("zds-[0-9]*.txt"))
 ISTIOS = RECORDINGS / "zds-istio.txt"
 UIDS = [f"5c1f0d4e-000{number}" for number in range(5)]
 REFUSAL = "cannot listen on port 15008"
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import trio.testing
 
 from daemonset.agent.zds_connection import QUEUE, NoZtunnel, ZtunnelError
 from daemonset.agent.zds_server import ZdsServer
+from tests.support.descriptors import no_leak
 from ztunnel.linux import netns
 from ztunnel.linux.fds import receive_with_fds
 from ztunnel.linux.netns import NetworkNamespace, identity_of
@@ -57,7 +58,7 @@ class BareZtunnel:
 
     async def receive(self) -> tuple[Request, list[int]]:
         data = b""
-        with trio.fail_after(20):
+        with trio.fail_after(30):
             while not data:
                 await trio.lowlevel.wait_readable(self.sock)
                 data, fds = receive_with_fds(self.sock, 2000, 1)
@@ -93,9 +94,8 @@ def namespace() -> Iterator[NetworkNamespace]:
 
 @pytest.fixture(autouse=True)
 def no_descriptor_leaks() -> Iterator[None]:
-    before = len(os.listdir("/proc/self/fd"))
-    yield
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_leak():
+        yield
 
 
 @asynccontextmanager
@@ -112,13 +112,13 @@ async def running(tmp_path: Path) -> AsyncIterator[tuple[ZdsServer, trio.Nursery
 
 
 async def synchronised(server: ZdsServer) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while not server.synchronised:
             await server.wait_changed()
 
 
 async def connections(server: ZdsServer, number: int) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         while server.connected != number:
             await server.wait_changed()
 

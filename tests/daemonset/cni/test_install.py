@@ -125,7 +125,7 @@ async def test_what_others_change_is_brought_back(
     monkeypatch.setattr(cni_install, "LOOK", 0.01)
 
     async def until_whole(name: str) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while True:
                 try:
                     if types(node.read(name))[-1] == PLUGIN and node.program.exists():
@@ -137,7 +137,7 @@ async def test_what_others_change_is_brought_back(
     async with trio.open_nursery() as nursery:
         # Nothing there yet: it waits, says so, and is ready once the network plugin has come.
         nursery.start_soon(node.installer.run)
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while "no network configuration" not in node.installer.complaint:
                 await trio.sleep(0.005)
         node.write("10-kindnet.conflist", KINDNET)

@@ -21,7 +21,7 @@ from daemonset.kube.reflector import Pace
 from tests.support.kube.scripted_api import Exchange, scripted_api
 
 QUICK = Pace(settle=0.01, longest_pause=0.06)
-PATIENCE = 20.0
+PATIENCE = 60.0
 NAMED = ("shop", "p")
 
 

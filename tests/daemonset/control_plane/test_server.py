@@ -289,7 +289,7 @@ async def test_a_broken_folder_keeps_its_last_good_version_over_a_restart(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while True:
             if condition():
                 return
@@ -503,7 +503,7 @@ async def test_a_stream_ends_when_its_client_is_no_proxy_any_more(
     nursery.start_soon(trio.to_thread.run_sync, follow)
     await connected.wait()
     (config.source / "mesh.yaml").write_text(MESH)
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         await ended.wait()
     nursery.cancel_scope.cancel()
 

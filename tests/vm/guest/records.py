@@ -19,7 +19,7 @@ from ztunnel.tls.session import OVERHEAD
 
 CIPHERS: Final = tuple(SUITES)
 _SIZES: Final = (1, 5, 100, 16383, 16384, 16385, 70000)
-_PATIENCE: Final = 20.0  # seconds
+_PATIENCE: Final = 60.0  # seconds
 
 
 class Pair:

@@ -136,7 +136,7 @@ class Counts(NoObserver):
 class Proxy:
     """The server under test with its nameservers, and a client for it."""
 
-    def __init__(self, *nameservers: FakeNameserver, timeout: float = 0.2) -> None:
+    def __init__(self, *nameservers: FakeNameserver, timeout: float = 1.0) -> None:
         self.nameservers = nameservers
         self.client: Client | None = Client("prod", "")
         self.comes: trio.Event | None = None  # when it is set the mesh knows the pod
@@ -162,7 +162,7 @@ class Proxy:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 for nameserver in self.nameservers:
                     nursery.start_soon(nameserver.run)

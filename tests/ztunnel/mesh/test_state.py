@@ -293,10 +293,10 @@ def test_policies_that_cannot_apply_cost_nothing() -> None:
     def cost() -> float:
         best = 1.0
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.thread_time()  # whoever else wants the processor
             for _ in range(500):
                 assert authorize(state, WEB_1, connection).allowed
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.thread_time() - start)
         return best
 
     before = cost()

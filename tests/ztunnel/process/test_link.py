@@ -31,7 +31,7 @@ async def test_messages_that_take_long_are_served_over_several_rounds_and_in_ord
     assert sender.flush()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.run)
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             await whole.wait()
             sender.close()
             await lost.wait()

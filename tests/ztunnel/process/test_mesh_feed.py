@@ -96,7 +96,7 @@ async def test_a_worker_is_welcomed_with_everything_and_loses_what_is_no_more(
 ) -> None:
     joined.feed.state.apply(Batch([*PODS, WEB, deny("d")]))
     joined.follower.state.apply(Batch([pod("gone", "10.9.9.9"), allow("gone")]))
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         await joined.feed.welcome(joined.link)
         await joined.follower.settled.wait()
     assert held(joined.follower.state) == held(joined.feed.state)
@@ -110,7 +110,7 @@ async def test_changes_during_a_welcome_are_not_undone_by_it(joined: Pair) -> No
     last = PODS[-1]
     changed = replace(last, status=WorkloadStatus.UNHEALTHY)
     new = pod("new", "10.8.0.1")
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(feed.welcome, joined.link)
             while not joined.link.welcome:
@@ -132,7 +132,7 @@ async def test_a_large_response_comes_in_pieces_and_is_applied_when_apply_return
         (one.uid, workload_pb2.Address(workload=workload_to_proto(one)).SerializeToString())
         for one in PODS
     ]
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         assert await joined.feed.apply_encoded(ADDRESS_TYPE, bodies, []) == []
     assert held(joined.follower.state) == held(joined.feed.state)
     assert len(joined.follower.kinds) == 3
@@ -142,7 +142,7 @@ async def test_a_large_response_comes_in_pieces_and_is_applied_when_apply_return
 async def test_policies_are_never_applied_in_part(joined: Pair) -> None:
     joined.link.welcome = True
     policies = [deny(f"d{number}") for number in range(PIECE * 2)]
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         await joined.feed.apply(policies, [], [])
     assert joined.follower.kinds == [messages.UPDATE]
     assert held(joined.follower.state) == held(joined.feed.state)
@@ -150,7 +150,7 @@ async def test_policies_are_never_applied_in_part(joined: Pair) -> None:
 
 async def test_what_changes_nothing_is_not_sent(joined: Pair) -> None:
     joined.link.welcome = True
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         await joined.feed.apply([PODS[0], PODS[1]], [], [])
         await joined.feed.apply([PODS[0], PODS[1]], [], [])
         await joined.feed.apply([PODS[0], PODS[1], PODS[2]], [], [])

@@ -22,13 +22,13 @@ SOMEBODY = Identity("cluster.local", "shop", "somebody")
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while not condition():
             await trio.sleep(0.01)
 
 
 async def ask(stream: trio.SocketStream, text: bytes = b"hello") -> bytes:
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         await stream.send_all(text)
         return await receive_exactly(stream, len(text))
 
@@ -36,7 +36,7 @@ async def ask(stream: trio.SocketStream, text: bytes = b"hello") -> bytes:
 async def ends(stream: trio.SocketStream) -> bool:
     """Whether the connection ends without a byte."""
     try:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             await stream.send_all(b"x")
             return await receive_all(stream) == b""
     except trio.BrokenResourceError:
@@ -99,7 +99,7 @@ async def test_a_server_whose_certificate_expired_is_refused(pair: Pair) -> None
 async def test_a_tunnel_takes_no_new_streams_once_a_certificate_of_it_has_expired(
     pair: Pair,
 ) -> None:
-    short = renewed(pair, pair.client.identity, not_before=time.time() - 100, lifetime=102)
+    short = renewed(pair, pair.client.identity, not_before=time.time() - 100, lifetime=106)
     old = await pair.dial()
     await ask(old)
     renewed(pair, pair.client.identity)
@@ -164,7 +164,7 @@ async def test_a_revoked_certificate_ends_what_lives_and_refuses_what_comes(
     revoke(pair)
     assert await ask(live) == b"hello"
     revoke(pair, certificate.serial)
-    with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+    with pytest.raises(trio.BrokenResourceError), trio.fail_after(30):
         await receive_all(live)
     side, reporter = ("inbound", "destination") if whose == "client" else ("outbound", "source")
     line = await pair.mesh.line(f'direction="{side}"', "error=")
@@ -196,7 +196,7 @@ async def test_a_workload_that_becomes_somebody_else_is_cut(pair: Pair) -> None:
         pair.mesh.apply(dataclasses.replace(peer.workload, canonical_name="renamed"))
         assert await ask(live) == b"hello"
         pair.mesh.apply(dataclasses.replace(peer.workload, service_account="other"))
-        with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+        with pytest.raises(trio.BrokenResourceError), trio.fail_after(30):
             await receive_all(live)
         line = await pair.mesh.line('direction="outbound"', "error=")
         assert "is spiffe://cluster.local/ns/shop/sa/other now" in line

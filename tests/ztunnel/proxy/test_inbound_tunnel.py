@@ -58,7 +58,7 @@ def connect_to(text: str, *more: Header) -> list[Header]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while not condition():
             await trio.sleep(0.01)
 
@@ -150,7 +150,7 @@ async def test_a_request_may_end_its_half_at_once(pair: Pair) -> None:
         flow = ask_with(tunnel, connect_to(authority(pair, 7001)), end_stream=True)
         await tunnel.flush()
         accepted = await pair.accept(listener)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             assert await receive_all(accepted) == b""
         await accepted.send_all(b"for you")
         await accepted.aclose()
@@ -385,7 +385,7 @@ async def drain(pair: Pair) -> None:
 
 async def expire(pair: Pair) -> None:
     server = pair.mesh.pods["server"]
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while not any(owner.leaving for owner in server.arrivals.tunnels):
             server.tick(time.monotonic())
             await trio.sleep(0.05)
@@ -397,7 +397,7 @@ async def test_a_tunnel_is_left_in_order(
 ) -> None:
     """On a drain, and when the peer's certificate expires: streams go on, new ones do not."""
     now = time.time()
-    soon = pair.mesh.authority.workload(PEER, not_before=now - 100, lifetime=102)
+    soon = pair.mesh.authority.workload(PEER, not_before=now - 100, lifetime=106)
     async with tunnel_to_server(pair, soon) as tunnel:
         old = await tunnel.connect(authority(pair))
         await leave(pair)
@@ -411,7 +411,7 @@ async def test_a_tunnel_is_left_in_order(
         assert await old.read_to_end() == b"still"
         await tunnel.change.until(lambda: tunnel.lost is not None)
         assert tunnel.lost == "close_notify"
-    assert pair.mesh.pods["server"].tunnel_counts[2:] == (0, 0)
+    await until(lambda: pair.mesh.pods["server"].tunnel_counts[2:] == (0, 0))
 
 
 async def test_a_client_that_does_not_answer_pings_is_closed(
@@ -429,6 +429,6 @@ async def test_a_client_that_does_not_answer_pings_is_closed(
         now = time.monotonic()
         pair.mesh.pods["server"].tick(now + 11)
         pair.mesh.pods["server"].tick(now + 32)
-        with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+        with pytest.raises(trio.BrokenResourceError), trio.fail_after(30):
             await receive_all(accepted)
     await pair.mesh.line('direction="inbound"', "did not answer a PING for 20s")

@@ -40,7 +40,7 @@ async def fails(stream: trio.SocketStream) -> None:
     """Waits for its end, and closes it."""
     async with stream:
         try:
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 await stream.send_all(b"x")
                 await receive_all(stream)
         except trio.BrokenResourceError:
@@ -145,7 +145,7 @@ async def test_nothing_is_left_behind(pair: Pair, failure: Failure) -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(TIMES):
                 nursery.start_soon(failure, pair, peer)
-        with trio.fail_after(15):
+        with trio.fail_after(30):
             while any(now > then for now, then in zip(held(pair), before, strict=True)):
                 await trio.sleep(0.05)
                 peer.server.failures.clear()

@@ -42,7 +42,7 @@ STRICT = policy("strict", PolicyAction.DENY, Match(not_principals=ANYBODY))
 async def refused(stream: trio.SocketStream) -> bool:
     """Whether the connection ends without an answer."""
     try:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await stream.send_all(b"x")
             return await receive_all(stream) == b""
     except trio.BrokenResourceError:
@@ -80,7 +80,7 @@ async def test_a_new_policy_ends_the_live_connections_it_forbids(pair: Pair) -> 
     await live.send_all(b"x")
     await receive_exactly(live, 1)
     pair.mesh.apply(DENY_CLIENT)
-    with pytest.raises(trio.BrokenResourceError), trio.fail_after(2):
+    with pytest.raises(trio.BrokenResourceError), trio.fail_after(30):
         await receive_all(live)
     line = await pair.mesh.line('direction="inbound"', "connection closed due to policy change")
     assert f"denied by policy {NAMESPACE}/deny-client (rule 1)" in line
@@ -99,7 +99,7 @@ async def test_a_policy_attached_to_the_workload_ends_live_connections(pair: Pai
     pair.mesh.apply(
         dataclasses.replace(pair.server, authorization_policies=(f"{NAMESPACE}/selected",))
     )
-    with pytest.raises(trio.BrokenResourceError), trio.fail_after(2):
+    with pytest.raises(trio.BrokenResourceError), trio.fail_after(30):
         await receive_all(live)
 
 
@@ -115,7 +115,7 @@ async def test_an_unrelated_policy_leaves_connections_alone(pair: Pair) -> None:
 async def outsider_refused(pair: Pair) -> bool:
     """Tries from the node, where nothing is captured."""
     network = pair.room.node(1).network
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         stream = await connect(network, pair.room.ip("server"), ECHO)
         async with stream:
             try:
@@ -160,5 +160,5 @@ async def test_a_workload_that_leaves_loses_its_connections(pair: Pair) -> None:
     await live.send_all(b"x")
     await receive_exactly(live, 1)
     pair.mesh.apply(removed=[pair.server.uid])
-    with pytest.raises(trio.BrokenResourceError), trio.fail_after(2):
+    with pytest.raises(trio.BrokenResourceError), trio.fail_after(30):
         await receive_all(live)

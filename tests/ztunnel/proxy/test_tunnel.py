@@ -81,7 +81,7 @@ async def test_the_client_may_finish_first(pair: Pair) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             assert await receive_all(stream) == payload
     await stream.aclose()
 
@@ -92,7 +92,7 @@ async def test_the_server_may_finish_first(pair: Pair) -> None:
     accepted = await pair.accept(listener)
     await accepted.send_all(b"bye")
     await accepted.send_eof()
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         assert await receive_all(stream) == b"bye"
         await stream.send_all(b"still here")
         await stream.send_eof()
@@ -126,7 +126,7 @@ async def test_bulk_is_exact_both_ways_at_once(pair: Pair) -> None:
         whole.update(block)
     expected = whole.hexdigest()
     streams = [await pair.dial() for _ in range(3)]
-    with trio.fail_after(60):
+    with trio.fail_after(200):
         async with trio.open_nursery() as nursery:
             for stream in streams:
                 nursery.start_soon(send, stream)
@@ -140,7 +140,7 @@ async def test_a_reset_by_the_client_is_a_reset_at_the_server(pair: Pair) -> Non
     await stream.send_all(b"half a mess")
     await receive_exactly(accepted, 11)
     abort(stream)
-    with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+    with pytest.raises(trio.BrokenResourceError), trio.fail_after(30):
         await receive_all(accepted)
     assert "error=" in await pair.mesh.line('direction="inbound"')
 
@@ -152,14 +152,14 @@ async def test_a_reset_by_the_server_is_a_reset_at_the_client(pair: Pair) -> Non
     await stream.send_all(b"x")
     await receive_exactly(accepted, 1)
     abort(accepted)
-    with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+    with pytest.raises(trio.BrokenResourceError), trio.fail_after(30):
         await receive_all(stream)
 
 
 async def test_nobody_listens_at_the_destination(pair: Pair) -> None:
     stream = await pair.dial(7999)
     await stream.send_all(b"x")
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         try:
             assert await receive_all(stream) == b""
         except trio.BrokenResourceError:
@@ -210,12 +210,12 @@ async def test_a_thousand_connections_at_once(pair: Pair) -> None:
         await stream.aclose()
         done += 1
 
-    with trio.fail_after(20):
+    with trio.fail_after(120):
         async with trio.open_nursery() as nursery:
             for number in range(1000):
                 nursery.start_soon(one, number)
     assert done == 1000
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while len(pair.mesh.context.registry):
             await trio.sleep(0.01)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.support.descriptors import no_leak
 from tests.support.requirements import without_sockmap
 from tests.support.sockets import abort, receive_all, receive_exactly, receive_slowly, tcp_pair
 from ztunnel.kernel.paths import KernelPaths
@@ -229,7 +230,7 @@ async def test_one_direction_goes_on_while_the_other_is_stuck(room: Room) -> Non
 @pytest.mark.parametrize("first", [ClosedBy.CLIENT, ClosedBy.SERVER])
 async def test_a_reset_is_passed_on_from_every_path(room: Room, kind: str, first: ClosedBy) -> None:
     ends = room.flow()
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         await ends.traffic(kind, random.Random(1))
         one = ends.client if first is ClosedBy.CLIENT else ends.server
         other = ends.other(one)
@@ -247,7 +248,7 @@ async def test_flows_that_are_served_in_a_crowd_stay_on_the_copy_path(
 ) -> None:
     monkeypatch.setattr(pair, "CROWD", 0)
     ends = room.flow()
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         await ends.traffic("sockmap", random.Random(1))
         assert ends.flow.path == "copy"
         await ends.finish(ends.server)
@@ -266,7 +267,7 @@ async def test_a_socket_that_cannot_be_joined_stays_where_it_is(
     assert sockmap is not None
     monkeypatch.setattr(sockmap, "join", refused)
     ends = room.flow()
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         for _ in range(3):
             await ends.traffic("sockmap", random.Random(1))
         assert ends.flow.path == "copy"
@@ -312,7 +313,7 @@ async def test_a_kernel_that_refuses_splice_later_costs_no_byte(
         return real(*arguments, **options)
 
     monkeypatch.setattr(os, "splice", filtered)
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         await ends.traffic("splice", random.Random(1))
         await ends.traffic("splice", random.Random(2))
         await ends.finish(ends.client)
@@ -323,16 +324,15 @@ async def test_a_kernel_that_refuses_splice_later_costs_no_byte(
 async def test_the_probe_finds_both_paths_and_leaves_out_what_is_not_wanted() -> None:
     if without_sockmap() is not None:
         pytest.skip(str(without_sockmap()))
-    before = len(os.listdir("/proc/self/fd"))
-    paths = await probe_paths(True, True, False)
-    assert paths.reasons == {"sockmap": "", "splice": "", "ktls": OFF}
-    assert paths.sockmap is not None
-    assert paths.pipes is not None
-    paths.close()
-    paths = await probe_paths(False, False, False)
-    assert (paths.sockmap, paths.pipes) == (None, None)
-    assert paths.reasons == {"sockmap": OFF, "splice": OFF, "ktls": OFF}
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_leak():
+        paths = await probe_paths(True, True, False)
+        assert paths.reasons == {"sockmap": "", "splice": "", "ktls": OFF}
+        assert paths.sockmap is not None
+        assert paths.pipes is not None
+        paths.close()
+        paths = await probe_paths(False, False, False)
+        assert (paths.sockmap, paths.pipes) == (None, None)
+        assert paths.reasons == {"sockmap": OFF, "splice": OFF, "ktls": OFF}
 
 
 async def test_a_path_that_spoils_a_byte_is_off(

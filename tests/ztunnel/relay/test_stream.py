@@ -80,7 +80,7 @@ async def test_a_reset_becomes_a_reset(client_first: bool) -> None:
         await one.app.send_all(b"x")
         await receive_exactly(other.app, 1)
         abort(one.app)
-        with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+        with pytest.raises(trio.BrokenResourceError), trio.fail_after(30):
             await receive_all(other.app)
         assert (await other.result()).error is not None
         other.app.socket.close()
@@ -91,7 +91,7 @@ async def test_a_lost_tunnel_is_a_reset_for_both_applications() -> None:
         client, server = await room.connect()
         room.client.close("cut")
         for end in (client, server):
-            with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+            with pytest.raises(trio.BrokenResourceError), trio.fail_after(30):
                 await receive_all(end.app)
             assert (await end.result()).error is not None
             end.app.socket.close()
@@ -112,10 +112,10 @@ async def test_a_stuck_reader_keeps_no_more_than_its_window_and_holds_nobody_up(
         assert len(server.flow._pending) <= 65536
         for _ in range(100):
             await client.app.send_all(b"ping")
-            with trio.fail_after(2):
+            with trio.fail_after(30):
                 assert await receive_exactly(other.app, 4) == b"ping"
         received = 0
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while received < sent:
                 received += len(await server.app.receive_some(1 << 18))
         for end in (stuck, server, client, other):
@@ -133,7 +133,7 @@ async def test_windows_grow_for_bulk_and_the_budget_comes_back() -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send)
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 await receive_exactly(server.app, size)
         assert server.flow is not None
         assert server.flow.stream.window > 1 << 20
@@ -153,7 +153,7 @@ async def test_a_drain_waits_for_the_last_stream() -> None:
         await client.app.send_eof()
         await server.app.send_eof()
         await client.result()
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while room.client_owner.lost is None:
                 await trio.sleep(0.01)
         assert room.client_owner.lost == "drained"

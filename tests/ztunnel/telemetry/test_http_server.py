@@ -40,7 +40,7 @@ async def serving(
 ) -> AsyncIterator[HttpServer]:
     listeners = await open_listeners(["127.0.0.1"], 0)
     server = HttpServer(listeners, handler, loopback_names_only)
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.serve)
             yield server

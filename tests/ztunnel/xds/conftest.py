@@ -30,7 +30,7 @@ class Stream:
         self.responses: queue.SimpleQueue[Any] = queue.SimpleQueue()
         context.add_callback(lambda: self.responses.put(None))
 
-    async def request(self, seconds: float = 10) -> Any:
+    async def request(self, seconds: float = 30) -> Any:
         """The next request; None at the end of the stream."""
         return await trio.to_thread.run_sync(lambda: self.requests.get(timeout=seconds))
 
@@ -76,7 +76,7 @@ class AdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
 
     async def stream(self) -> Stream:
         """The next stream that a client opens."""
-        return await trio.to_thread.run_sync(lambda: self.streams.get(timeout=10))
+        return await trio.to_thread.run_sync(lambda: self.streams.get(timeout=30))
 
     def stop(self) -> None:
         self._server.stop(None).wait()

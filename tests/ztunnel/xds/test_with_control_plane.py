@@ -104,7 +104,7 @@ async def client(plane: Plane, held: Held, on_demand: bool) -> AsyncIterator[Xds
         Counters(),
         10.0,
     )
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.run)
             yield made

@@ -1,6 +1,5 @@
 """Whatever an agent sends: an answer that names the problem, and what is served goes on."""
 
-import os
 import random
 import socket
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.descriptors import no_leak
 from ztunnel.linux import netns
 from ztunnel.linux.fds import send_with_fds
 from ztunnel.zds import client as zds_client
@@ -65,8 +65,8 @@ async def test_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(7)
     reasons: list[str] = []
     refusals = 0
-    before = len(os.listdir("/proc/self/fd"))
     with (
+        no_leak(),
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
         netns.create() as namespace,
     ):
@@ -117,4 +117,3 @@ async def test_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 nursery.cancel_scope.cancel()
     assert refusals > 20
     assert "protocol" in reasons
-    assert len(os.listdir("/proc/self/fd")) == before, "descriptors have leaked"

@@ -25,7 +25,7 @@ def nodes(source: FolderSource) -> list[str]:
 
 
 async def next_change(source: FolderSource) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         await source.next_change(interval=0.01)
 
 

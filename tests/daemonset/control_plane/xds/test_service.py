@@ -77,7 +77,7 @@ def server() -> Iterator[Server]:
 
 
 def test_fifty_clients_get_a_change_each(server: Server) -> None:
-    ready = threading.Barrier(51, timeout=20)
+    ready = threading.Barrier(51, timeout=60)
     results: list[list[str]] = []
 
     def client() -> None:
@@ -93,7 +93,7 @@ def test_fifty_clients_get_a_change_each(server: Server) -> None:
     ready.wait()
     server.publish(pods(10, "new"))
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert results == [["c//Pod/ns/0"]] * 50
 
 
@@ -206,7 +206,7 @@ def test_a_client_that_goes_is_forgotten(server: Server) -> None:
         stream.send(ADDRESS)
         stream.receive()
         assert server.clients() == 1
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while server.clients() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert server.clients() == 0
