@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from perf.works import Figures
-from ztunnel.relay import engine
+from ztunnel.native import form
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -39,7 +39,7 @@ def machine() -> dict[str, Any]:
         "model": model,
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "compiled": not str(engine.__file__).endswith(".py"),
+        "form": form(),
     }
 
 

@@ -36,8 +36,9 @@ def report(
     machine, settings = head["machine"], head["settings"]
     sections = [
         f"{machine['processors']} processors ({machine['model']}), Linux {machine['kernel']}, "
-        f"Python {machine['python']}; {settings['rounds']} alternating rounds of "
-        f"{settings['seconds']:g} s. Median (lowest to highest); p50/p99 in µs; *CPU of all "
+        f"Python {machine['python']} ({machine['form']}); "
+        f"{settings['rounds']} alternating rounds of {settings['seconds']:g} s. Median (lowest to "
+        "highest); p50/p99 in µs; *CPU of all "
         "proxies together* (on one node: of the whole machine but for load and application), in "
         "seconds per GB of a stream and in µs per message.",
         _table(implementations, works, lambda i, w: _cell(w, done.get((i.name, w.name), []))),

@@ -104,7 +104,7 @@ def report(
     """The tables in Markdown."""
     parts = [
         f"{where['processors']} processors ({where['model']}), Linux {where['kernel']}, Python "
-        f"{where['python']}. Median of seven tries (lowest to highest), µs each.",
+        f"{where['python']} ({where['form']}). Median of seven tries (lowest to highest), µs each.",
         _table("policies that apply", checks),
         _table("workloads, and a tenth as many services", decisions),
     ]

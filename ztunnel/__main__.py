@@ -9,6 +9,7 @@ from ztunnel import config as configuration
 from ztunnel.config import Config
 from ztunnel.config.model import OriginalSource, ProxyMode
 from ztunnel.linux.sockets import missing_capabilities
+from ztunnel.native import form
 from ztunnel.process.children import CHANNEL_VARIABLE, ROLE_VARIABLE, SLOT_VARIABLE
 from ztunnel.process.logs import SupervisorLog
 from ztunnel.process.supervisor import Supervisor
@@ -18,7 +19,7 @@ def main() -> int:
     """Runs what the command line, or the supervisor, asks for. The exit status."""
     command = sys.argv[1] if len(sys.argv) > 1 else "proxy"
     if command == "version":
-        print(version("ambientd"))
+        print(f"{version('ambientd')} ({form()})")
         return 0
     if command in ("help", "--help", "-h"):
         return _print(configuration.help_text())

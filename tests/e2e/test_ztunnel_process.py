@@ -200,6 +200,7 @@ def told_on_both_sides(ztunnel: Running) -> None:
     names = {sample.name for sample in ztunnel.metrics()}
     assert {
         "istio_build", "istio_tcp_sockets_open", "workload_manager_proxies_started_total",
+        "ztunnel_compiled",
         "ztunnel_relay_connections_total", "ztunnel_workers", "process_open_fds",
     } <= names  # fmt: skip
 

@@ -70,7 +70,7 @@ def test_on_one_node_the_kernels_threads_count_and_the_load_does_not() -> None:
 
 def test_implementations_on_one_node_are_compared_there() -> None:
     head = {
-        "machine": {"processors": 2, "model": "x", "kernel": "6", "python": "3"},
+        "machine": {"processors": 2, "model": "x", "kernel": "6", "python": "3", "form": "plain"},
         "settings": {"rounds": 1, "seconds": 1},
     }
     done = [
@@ -103,7 +103,7 @@ class Ours(Direct):
 
 def test_the_report_has_medians_ranges_ratios_and_what_went_wrong() -> None:
     head = {
-        "machine": {"processors": 2, "model": "x", "kernel": "6", "python": "3"},
+        "machine": {"processors": 2, "model": "x", "kernel": "6", "python": "3", "form": "plain"},
         "settings": {"rounds": 3, "seconds": 1.0},
     }
     ours = Ours("ztunnel-1", "ours")
@@ -123,7 +123,7 @@ def test_the_report_has_medians_ranges_ratios_and_what_went_wrong() -> None:
 @pytest.mark.parametrize("kind", list(Kind))
 def test_a_report_without_any_result(kind: Kind) -> None:
     head = {
-        "machine": {"processors": 2, "model": "x", "kernel": "6", "python": "3"},
+        "machine": {"processors": 2, "model": "x", "kernel": "6", "python": "3", "form": "plain"},
         "settings": {"rounds": 1, "seconds": 1.0},
     }
     work = Work("w", "some work", kind, "pingpong", 1)

@@ -23,6 +23,7 @@ from ztunnel.linux.fds import raise_file_limit
 from ztunnel.mesh.errors import ResourceError
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import TunnelProtocol
+from ztunnel.native import is_compiled
 from ztunnel.process import messages
 from ztunnel.process.admin import admin_sources
 from ztunnel.process.ahead import GRACE
@@ -124,6 +125,7 @@ class Control:
         config = self.config
         self.feed.listen(self.certificates.mesh_changed)
         self.counters.gauge("istio_build", "ztunnel", config.node.istio_version).set(1)
+        self.counters.gauge("ztunnel_compiled").set(is_compiled())
         if config.proxy_enabled:
             self.readiness.wait_for(PROXY_TASK)
             self.readiness.wait_for(CERTIFICATES_TASK)

@@ -22,6 +22,7 @@ import trio
 from ztunnel.mesh.policy import Authorization
 from ztunnel.mesh.service import Service
 from ztunnel.mesh.workload import Workload
+from ztunnel.native import form
 from ztunnel.telemetry import config_dump
 from ztunnel.telemetry.connections import Connection, select
 from ztunnel.telemetry.http_message import HttpError, Request, Response
@@ -111,6 +112,7 @@ def version_dump(istio_version: str) -> dict[str, str]:
         "version": own,
         "istioVersion": istio_version,
         "pythonVersion": platform.python_version(),
+        "form": form(),
         "cryptoProvider": ssl.OPENSSL_VERSION,
     }
 

@@ -147,6 +147,7 @@ _ALL: Final = (
         "TCP connects, TLS and HTTP/2 handshakes, answers to CONNECT",
     ),
     # The engine.
+    _gauge("ztunnel_compiled", (), "1 where the hot rooms run compiled, 0 as plain Python"),
     _gauge("ztunnel_workers", (), "Worker processes that have been given the mesh"),
     _counter("ztunnel_worker_restarts", (), "Worker processes that had to be replaced"),
     _counter("ztunnel_relay_connections", ("path",), "Connections by how their bytes moved"),

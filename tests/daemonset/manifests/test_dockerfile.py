@@ -3,96 +3,38 @@ tried here step by step, on just the files that it copies."""
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
+import runpy
 import shutil
 import struct
 import subprocess
 import sys
 import tomllib
 import zipfile
-from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import pytest
 import yaml
 
+from tests.support import image
+from tests.support.image import DOCKERFILE, ROOT, copied, is_ignored, steps, variables
 from tests.support.kube.manifests import MANIFESTS
 from tests.support.requirements import without_compiler
 
-ROOT = Path(__file__).resolve().parents[3]
-DOCKERFILE = MANIFESTS / "Dockerfile"
 MACHINES = {"gcc": None, "aarch64-linux-gnu-gcc": 183}  # of ELF; None: this machine's
-
-
-@dataclass(frozen=True)
-class Step:
-    """One instruction of a stage, options left out."""
-
-    stage: str
-    instruction: str
-    words: tuple[str, ...]
-
-
-def steps() -> list[Step]:
-    """The recipe; comments and line ends taken care of."""
-    text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
-    found: list[Step] = []
-    stage = ""
-    for line in filter(None, map(str.strip, text.splitlines())):
-        instruction, *words = line.split()
-        plain = tuple(word for word in words if not word.startswith("--"))
-        if instruction == "FROM":
-            stage = plain[-1] if "AS" in plain else ""
-        elif instruction == "COPY" and any(word.startswith("--from=") for word in words):
-            [source] = [word.removeprefix("--from=") for word in words if "--from=" in word]
-            found.append(Step(stage, "TAKE", (source, *plain)))
-            continue
-        found.append(Step(stage, instruction, plain))
-    return found
-
-
-def copied(stage: str) -> list[str]:
-    """What a stage takes from the source tree."""
-    return [
-        word
-        for step in steps()
-        if step.stage == stage and step.instruction == "COPY"
-        for word in step.words[:-1]
-    ]
-
-
-def is_ignored(path: str) -> bool:
-    """As an engine reads .dockerignore: the last line that matches decides."""
-    ignored = False
-    for line in (ROOT / ".dockerignore").read_text().splitlines():
-        if not line or line.startswith("#"):
-            continue
-        pattern = line.removeprefix("!").removeprefix("**/")
-        parts = path.split("/")
-        prefixes = ["/".join(parts[: n + 1]) for n in range(len(parts))]
-        names = parts if "**/" in line else prefixes
-        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            ignored = not line.startswith("!")
-    return ignored
 
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that an engine would be given."""
     folder = tmp_path_factory.mktemp("context")
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.splitlines()
-    for name in listed:
-        if not is_ignored(name) and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    for name in image.context():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
     return folder
 
 
@@ -170,27 +112,79 @@ def test_the_plugin_is_built_for_both_machines(
 
 
 @pytest.fixture(scope="module")
-def wheel(context: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the second stage builds, from what it copies."""
-    folder = tmp_path_factory.mktemp("wheels")
-    source = folder / "source"
-    source.mkdir()
-    for name in copied("wheels"):
-        path = context / name
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, source / name)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), "."],
-        cwd=source,
+def plain_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the second stage would build if it were not told to compile."""
+    return image.build_wheel(tmp_path_factory.mktemp("wheel"), {"AMBIENTD_COMPILE": "0"})
+
+
+@pytest.fixture(scope="module")
+def compiled_wheel() -> Path:
+    """What it builds, as fast as that can be had."""
+    missing = without_compiler()
+    if missing is not None:
+        pytest.skip(missing)
+    return image.compiled_wheel()
+
+
+def hot_rooms(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """What setup.py would compile."""
+    builder = SimpleNamespace(setup=lambda **options: None)
+    monkeypatch.setitem(sys.modules, "setuptools", cast(ModuleType, builder))
+    monkeypatch.setenv("AMBIENTD_COMPILE", "0")
+    found: list[str] = runpy.run_path(str(ROOT / "setup.py"))["hot_rooms"]()
+    return set(found)
+
+
+def test_the_second_stage_compiles_and_the_last_one_says_so() -> None:
+    assert variables("wheels")["AMBIENTD_COMPILE"] == "1"
+    assert variables("wheels")["MYPYC_OPT_LEVEL"] == "3"
+    [install] = [
+        step.words for step in steps() if (step.stage, step.instruction) == ("wheels", "RUN")
+    ][:1]
+    assert "gcc" in install
+    [run] = [step.words for step in steps() if (step.stage, step.instruction) == ("", "RUN")]
+    # A shell's `a && b | c` fails where c finds nothing; and the last stage has no compiler.
+    check = ("&&", "python3", "-m", "ztunnel", "version", "|", "grep", "compiled")
+    assert run[-len(check) :] == check
+    assert "gcc" not in run
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute where nothing else runs, and it is not in the cache
+def test_the_wheel_has_every_hot_room_compiled(
+    compiled_wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert f"-{tag}-{tag}-linux_" in compiled_wheel.name
+    rooms = hot_rooms(monkeypatch)
+    assert len(rooms) > 30
+    with zipfile.ZipFile(compiled_wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path)
+    suffix = EXTENSION_SUFFIXES[0]
+    assert {name.removesuffix(".py") + suffix for name in rooms} == {
+        name for name in names if name.startswith("ztunnel/") and name.endswith(".so")
+    }
+    assert version_of(tmp_path).endswith("(compiled)")
+
+
+def version_of(folder: Path) -> str:
+    """What the last stage asks of what it has installed."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "ztunnel", "version"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
         check=True,
-        timeout=240,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
-    [found] = folder.glob("*.whl")
-    return found
+    return done.stdout.strip()
 
 
-def test_the_wheel_is_for_every_machine_and_whole(wheel: Path, tmp_path: Path) -> None:
-    assert wheel.name.endswith("-py3-none-any.whl")
-    with zipfile.ZipFile(wheel) as archive:
+def test_a_plain_wheel_is_for_every_machine_and_whole(plain_wheel: Path, tmp_path: Path) -> None:
+    assert plain_wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(plain_wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path)
     assert not [name for name in names if name.startswith(("tests", "perf")) or ".so" in name]
@@ -198,6 +192,7 @@ def test_the_wheel_is_for_every_machine_and_whole(wheel: Path, tmp_path: Path) -
         here = {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")}
         assert here - names == set()
     assert "daemonset/local/examples/shop/mesh/nodes.yaml" in names
+    assert version_of(tmp_path).endswith("(plain Python)")
     run = (
         "import sys, runpy; sys.argv[0:1] = []; runpy.run_module(sys.argv[0], {}, '__main__', True)"
     )

@@ -2,7 +2,7 @@
 
 Ours is made of what the Dockerfile's steps give: an interpreter (this machine's, with the libraries
 that it and the packages need), the packages that pyproject.toml asks for at run time and no others
-(a missing one is found), the project's wheel, and the CNI plugin.
+(a missing one is found), the project's wheel with its hot rooms compiled, and the CNI plugin.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from packaging.utils import canonicalize_name
 from tests.support.cluster.archive import Layer, pack
 from tests.support.cluster.node_files import PAUSE_IMAGE
 from tests.support.cni import plugin
+from tests.support.image import compiled_wheel
 
 PROJECT = Path(__file__).parents[3]
 IMAGE = "docker.io/library/ambientd:0.1.0"
-_FROM_TREE = ("pyproject.toml", "README.md", "LICENSE", "ztunnel", "daemonset")
 _PYTHON = "/usr/local/bin/python3"
 _NOT_NEEDED = frozenset(
     {"test", "site-packages", "dist-packages", "idlelib", "ensurepip", "tkinter", "lib2to3"}
@@ -132,22 +132,14 @@ def _libraries(programs: Iterable[Path]) -> set[Path]:
 
 def _project(folder: Path, home: str) -> Path:
     """The wheel that the Dockerfile builds, unpacked as pip does it."""
-    source, built = folder / "source", folder / "built"
-    source.mkdir()
-    for name in _FROM_TREE:
-        if (PROJECT / name).is_dir():
-            shutil.copytree(
-                PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__")
-            )
-        else:
-            shutil.copy(PROJECT / name, source)
+    built = folder / "built"
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(built), str(source)], check=True)
+    wheel = str(compiled_wheel())
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(built), wheel], check=True)
     script = (built / "bin/ambient").read_text().split("\n", 1)[1]
     with Layer(folder / "project-layer.tar") as layer:
         layer.add_tree(home, built, frozenset({"bin"}))
         layer.text("/usr/local/bin/ambient", f"#!{_PYTHON}\n{script}", mode=0o755)
         layer.add("/opt/ambient/ambient-cni", plugin(checked=False), mode=0o755)
-    shutil.rmtree(source)
     shutil.rmtree(built)
     return layer.file

@@ -80,6 +80,7 @@ async def test_config_dump() -> None:
     }  # fmt: skip
     assert dump["workloads"][0]["name"] == "web"
     assert dump["version"]["istioVersion"] == "1.31"
+    assert dump["version"]["form"] in ("compiled", "plain Python")
     assert dump["kernelPaths"]["worker-0.7"]["splice"] == "switched off"
     state = dump["workloadState"]["pod-uid"]
     assert (state["state"], state["info"]) == ("Up", {"name": "db"})
