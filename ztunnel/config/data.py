@@ -82,6 +82,14 @@ def read_tunnel(reader: Reader) -> TunnelConfig:
         connection_window=reader.integer(
             "HTTP2_CONNECTION_WINDOW_SIZE", 16777216, "Window of a tunnel.", 65535, largest_window
         ),
+        window_budget=reader.integer(
+            "ZTUNNEL_WINDOW_BUDGET",
+            268435456,
+            "Bytes that all streams of one worker together may be given beyond the window of 256 "
+            "KiB that each begins with: what readers who stop may cost.",
+            0,
+            2**40,
+        ),
         frame_size=reader.integer(
             "HTTP2_FRAME_SIZE", 1048576, "Largest frame accepted.", 16384, 2**24 - 1
         ),

@@ -132,6 +132,7 @@ class TunnelConfig:
     unused_release_timeout: float
     stream_window: int
     connection_window: int
+    window_budget: int
     frame_size: int
     handshake_timeout: float
     ping_interval: float

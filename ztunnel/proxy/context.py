@@ -96,6 +96,7 @@ class Context:
         self.must_keep_source = sockets.original_source is OriginalSource.ALWAYS
         self.illegal_ports = ILLEGAL_PORTS | {SOCKS_PORT} if config.socks5 else ILLEGAL_PORTS
         engine.buffers.windows.largest = tunnel.stream_window
+        engine.buffers.windows.left = tunnel.window_budget
         # A tunnel may have to be opened, twice for another network, before a CONNECT is answered.
         self.answer_timeout: Final = 3 * tunnel.handshake_timeout
         self.http = LocalSettings(
