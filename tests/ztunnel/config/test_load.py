@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from ztunnel import config
 from ztunnel.config import ConfigError, LogFormat, OriginalSource, ProxyMode, WorkloadName
 from ztunnel.config.load import load_with
+from ztunnel.config.model import UnknownPolicy
 
 
 def read(environment: Mapping[str, str], cores: int = 8, mesh: str | None = None) -> config.Config:
@@ -31,6 +33,7 @@ def test_defaults_are_istios() -> None:
     assert loaded.sockets.original_source is OriginalSource.AUTO
     assert loaded.sockets.keepalive.user_timeout is None
     assert loaded.tunnel.unused_release_timeout == 300.0
+    assert loaded.tunnel.window_budget == 256 << 20
     assert loaded.termination_deadline == 5.0
     assert loaded.telemetry.log_format is LogFormat.PLAIN
     assert (loaded.dns.host, loaded.dns.port) == ("localhost", 15053)
@@ -244,3 +247,30 @@ def test_without_shared_ports_there_is_one_worker() -> None:
         "INPOD_PORT_REUSE=false lets one worker listen: set ZTUNNEL_WORKER_THREADS=1"
     ]
     assert read({"INPOD_PORT_REUSE": "false", "ZTUNNEL_WORKER_THREADS": "1"}).workers == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "field", "expected"),
+    [
+        ("ENABLE_PROXY", "false", "proxy_enabled", False),
+        ("ENABLE_RESPONSE_BAGGAGE", "false", "tunnel.response_baggage", False),
+        ("LOCALHOST_APP_TUNNEL", "false", "tunnel.localhost_app_tunnel", False),
+        ("HTTP2_STREAM_WINDOW_SIZE", "65535", "tunnel.stream_window", 65535),
+        ("HTTP2_CONNECTION_WINDOW_SIZE", "65535", "tunnel.connection_window", 65535),
+        ("HTTP2_FRAME_SIZE", "16384", "tunnel.frame_size", 16384),
+        ("ZTUNNEL_WINDOW_BUDGET", "0", "tunnel.window_budget", 0),
+        ("POOL_UNUSED_RELEASE_TIMEOUT", "1m", "tunnel.unused_release_timeout", 60.0),
+        ("USER_TIMEOUT_ENABLED", "true", "sockets.keepalive.user_timeout", 180.0 + 180.0 * 9),
+        ("PREFERED_SERVICE_NAMESPACE", "shop", "dns.preferred_service_namespace", "shop"),
+        ("CLUSTER_DOMAIN", "mesh.test", "node.cluster_domain", "mesh.test"),
+        ("INSTANCE_IP", "10.0.0.7", "node.instance_ip", "10.0.0.7"),
+        ("ISTIO_META_ISTIO_VERSION", "1.31", "node.istio_version", "1.31"),
+        ("AUTHZ_POLICY_INFO_LOGGING", "true", "telemetry.policy_info_logging", True),
+        ("ZTUNNEL_LOOKUP_TIMEOUT", "1s", "xds.lookup_timeout", 1.0),
+        ("ZTUNNEL_UNKNOWN_POLICY", "allow", "unknown_policy", UnknownPolicy.ALLOW),
+    ],
+)
+def test_a_variable_sets_its_field(variable: str, value: str, field: str, expected: object) -> None:
+    at = attrgetter(field)
+    assert at(read({})) != expected
+    assert at(read({variable: value})) == expected

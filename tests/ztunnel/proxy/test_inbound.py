@@ -96,6 +96,19 @@ async def test_the_answer_describes_the_pod(pair: Pair) -> None:
         assert "service.name=server" in flow.accepted.baggage
 
 
+async def test_the_answer_describes_nobody_where_that_is_switched_off(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = pair.mesh.context.config
+    silent = dataclasses.replace(config.tunnel, response_baggage=False)
+    monkeypatch.setattr(pair.mesh.context, "config", dataclasses.replace(config, tunnel=silent))
+    async with tunnel_to(pair) as tunnel:
+        flow = await tunnel.connect(f"{pair.room.ip('server')}:{ECHO}")
+        assert flow.accepted is not None
+        assert flow.accepted.baggage == ""
+        assert await echoes(flow)
+
+
 async def test_a_client_that_the_mesh_does_not_know_is_reported_by_its_own_words(
     pair: Pair,
 ) -> None:
