@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import json
-import subprocess
-import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+import os
+import signal
+import traceback
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +19,7 @@ import trio
 
 from daemonset.agent.pods import Pod
 from daemonset.agent.proc_netns import CONFIG_HASH, ProcResolver
-from ztunnel.linux import netns
+from ztunnel.linux.netns import NamespaceIdentity
 
 TOP: Final = Path("/sys/fs/cgroup")
 UID: Final = "0f9a7f5c-1b7e-4c58-9f0e-3a2f1d0b9c{:02x}"
@@ -28,6 +27,7 @@ _HASH: Final = "0123456789abcdef0123456789abcd{:02x}"
 _CONTAINER: Final = "c" * 64
 _BURSTABLE: Final = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice"
 _CLONE_NEWCGROUP: Final = 0x0200_0000
+_CLONE_NEWNET: Final = 0x4000_0000
 
 # The hole is for the pod's UID, with "_" in place of "-" below systemd.
 GROUPS: Final = {
@@ -42,14 +42,15 @@ GROUPS: Final = {
     f"kubelet-kubepods-besteffort-pod{{}}.slice/cri-containerd-{_CONTAINER}.scope",
     "Docker, cgroupfs, nested": "docker/node/kubelet/kubepods/burstable/pod{}/" + _CONTAINER,
 }
+_STATIC: Final = (0, 3, 7)  # of cgroupfs, systemd and kind
 AGENT: Final = f"{_BURSTABLE}/cri-containerd-agent.scope".format("a" * 32)
 
 
 def pods() -> list[tuple[str, str, Pod]]:
-    """For each way of naming: what it is, the group, the pod. One more time for static pods."""
+    """For each way of naming: what it is, the group, the pod. Some once more as static pods."""
     found = []
     for number, (name, group) in enumerate(GROUPS.items()):
-        for static in (False, True):
+        for static in (False, True) if number in _STATIC else (False,):
             uid = UID.format(2 * number + static)
             known = _HASH.format(number) if static else uid
             written = known.replace("-", "_") if ".slice" in group else known
@@ -59,14 +60,15 @@ def pods() -> list[tuple[str, str, Pod]]:
     return found
 
 
-def resolve() -> dict[str, list[int]]:
-    """The namespaces that are found, by UID."""
-    found = {}
-    resolver = ProcResolver()
-    for _, _, pod in pods():
-        with resolver.resolve(pod) as namespace:
-            found[pod.uid] = [namespace.identity.device, namespace.identity.inode]
-    return found
+def _identity(pid: int) -> NamespaceIdentity:
+    status = os.stat(f"/proc/{pid}/ns/net")
+    return NamespaceIdentity(status.st_dev, status.st_ino)
+
+
+def _unshare(what: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(what):
+        raise OSError(ctypes.get_errno(), "unshare")
 
 
 def _join(group: str, pid: int) -> None:
@@ -75,53 +77,62 @@ def _join(group: str, pid: int) -> None:
     (folder / "cgroup.procs").write_text(f"{pid}")
 
 
-def _as_the_agent() -> None:
-    _join(AGENT, 0)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWCGROUP):
-        raise OSError(ctypes.get_errno(), "unshare")
+def _start() -> int:
+    """A process in a network namespace of its own, that does nothing; its pid."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _unshare(_CLONE_NEWNET)
+            os.write(writer, b".")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writer)
+    assert os.read(reader, 1) == b".", "no network namespace"
+    os.close(reader)
+    return pid
 
 
-def _python(*words: str) -> Sequence[str]:
-    path = json.dumps([path for path in sys.path if path])
-    return [sys.executable, "-B", "-c", f"import sys; sys.path[:0] = {path}; {'; '.join(words)}"]
+def _look() -> list[str]:
+    """What was found, from the control group of the agent: for a process of its own."""
+    groups = pods()
+    running = {}
+    try:
+        for _, group, pod in groups:
+            running[pod.uid] = _start()
+            _join(group, running[pod.uid])
+        _join(AGENT, 0)
+        _unshare(_CLONE_NEWCGROUP)
+        assert "/.." in Path("/proc/1/cgroup").read_text()
+        resolver = ProcResolver()
+        for name, _, pod in groups:
+            with resolver.resolve(pod) as found:
+                assert found.identity == _identity(running[pod.uid]), name
+    finally:
+        for pid in running.values():
+            os.kill(pid, signal.SIGKILL)
+    return [name for name, _, _ in groups]
 
 
 async def found_by_cgroup_v2() -> list[str]:
     """What was found, in words."""
-    await trio.lowlevel.checkpoint()
-    return _look()
-
-
-def _look() -> list[str]:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"cgroup2", str(TOP).encode(), b"cgroup2", 0, None):
         raise OSError(ctypes.get_errno(), "mount cgroup2")
-    assert Path("/proc/self/cgroup").read_text() == "0::/\n", "there is cgroup v1 as well"
-    wanted, names = {}, []
-    with ExitStack() as stack:
-        for name, group, pod in pods():
-            namespace = stack.enter_context(netns.create())
-            with namespace.enter():
-                process = subprocess.Popen(
-                    _python("sys.stdin.read()"), stdin=subprocess.PIPE, cwd="/"
-                )
-            stack.enter_context(process)  # it ends when its input does
-            _join(group, process.pid)
-            wanted[pod.uid] = [namespace.identity.device, namespace.identity.inode]
-            names.append(name)
-        assert resolve() == wanted, "seen from the top"
-        done = subprocess.run(
-            _python(
-                "import json; from tests.vm.guest import control_groups as ours",
-                "text = open('/proc/1/cgroup').read(); assert '/..' in text, text",
-                "print(json.dumps(ours.resolve()))",
-            ),
-            preexec_fn=_as_the_agent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout) == wanted, "seen from the agent's pod"
-    return names
+    own = await trio.Path("/proc/self/cgroup").read_text()
+    assert own == "0::/\n", "there is cgroup v1 as well"
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            said = json.dumps(_look())
+        except BaseException:
+            said = traceback.format_exc()
+        os.write(writer, said.encode())
+        os._exit(0)
+    os.close(writer)
+    async with trio.lowlevel.FdStream(reader) as stream:
+        text = b"".join([piece async for piece in stream]).decode()
+    assert text.startswith("["), text
+    found: list[str] = json.loads(text)
+    return found
