@@ -3,11 +3,16 @@
 import trio
 
 from tests.support.lab import Lab
-from tests.support.proxies import Proxies
+from tests.support.proxies import NAMESPACE, Proxies
 from tests.support.sockets import connect, listen
 from ztunnel.mesh.workload import Workload
 
 ECHO = 7000
+
+VIP = "10.96.0.50"
+HOST = f"echo.{NAMESPACE}.svc.cluster.local"
+KEY = f"{NAMESPACE}/{HOST}"
+"""Of the service "echo", for tests that make it."""
 
 
 class Pair:

@@ -3,6 +3,7 @@
 import random
 import socket
 import struct
+from collections.abc import Callable
 
 import trio
 
@@ -50,6 +51,30 @@ async def receive_exactly(stream: trio.SocketStream, count: int) -> bytes:
             raise EOFError(f"{len(data)} of {count} bytes")
         data += some
     return bytes(data)
+
+
+async def ask(stream: trio.SocketStream, text: bytes = b"hello") -> bytes:
+    """What an echo gives back. Raises trio.BrokenResourceError, EOFError."""
+    with trio.fail_after(30):
+        await stream.send_all(text)
+        return await receive_exactly(stream, len(text))
+
+
+async def ends(stream: trio.SocketStream) -> bool:
+    """Whether the connection ends without a byte, though it was spoken to."""
+    try:
+        with trio.fail_after(30):
+            await stream.send_all(b"x")
+            return await receive_all(stream) == b""
+    except trio.BrokenResourceError:
+        return True
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for what is seen from outside. Raises trio.TooSlowError."""
+    with trio.fail_after(30):
+        while not condition():
+            await trio.sleep(0.01)
 
 
 async def receive_all(stream: trio.SocketStream) -> bytes:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
 
 import pytest
 import trio
@@ -10,7 +9,7 @@ import trio
 from tests.support.hand_made import hand_made
 from tests.support.pair import Pair
 from tests.support.pki import Authority, make_root
-from tests.support.sockets import receive_all, receive_exactly
+from tests.support.sockets import ask, ends, receive_all, until
 from ztunnel.mesh.identity import Identity
 from ztunnel.proxy.certificates import CertificateStore, CertificateUnavailable
 from ztunnel.tls.crl import RevocationList
@@ -19,28 +18,6 @@ from ztunnel.tls.workload_certificate import WorkloadCertificate
 pytestmark = pytest.mark.root
 
 SOMEBODY = Identity("cluster.local", "shop", "somebody")
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(30):
-        while not condition():
-            await trio.sleep(0.01)
-
-
-async def ask(stream: trio.SocketStream, text: bytes = b"hello") -> bytes:
-    with trio.fail_after(30):
-        await stream.send_all(text)
-        return await receive_exactly(stream, len(text))
-
-
-async def ends(stream: trio.SocketStream) -> bool:
-    """Whether the connection ends without a byte."""
-    try:
-        with trio.fail_after(30):
-            await stream.send_all(b"x")
-            return await receive_all(stream) == b""
-    except trio.BrokenResourceError:
-        return True
 
 
 def tunnels(pair: Pair) -> int:

@@ -6,39 +6,15 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
+from tests.support.hand_made import node_address
 from tests.support.lab import lab
-from tests.support.pair import ECHO, Pair
+from tests.support.pair import ECHO, HOST, KEY, VIP, Pair
 from tests.support.proxies import NAMESPACE, proxies, service
-from tests.support.sockets import listen, receive_all, receive_exactly, serve_echo
+from tests.support.sockets import ask, ends, listen, serve_echo
 from ztunnel.mesh.service import HealthPolicy, LoadBalancing, LoadBalancingMode
 from ztunnel.mesh.workload import NetworkMode, TunnelProtocol, Workload, WorkloadStatus
 
 pytestmark = pytest.mark.root
-
-VIP = "10.96.0.50"
-HOST = f"echo.{NAMESPACE}.svc.cluster.local"
-KEY = f"{NAMESPACE}/{HOST}"
-
-
-async def ask(stream: trio.SocketStream) -> bool:
-    with trio.fail_after(30):
-        await stream.send_all(b"hello")
-        return await receive_exactly(stream, 5) == b"hello"
-
-
-async def ends(stream: trio.SocketStream) -> bool:
-    """Whether the connection ends without a byte."""
-    try:
-        with trio.fail_after(30):
-            await stream.send_all(b"x")
-            return await receive_all(stream) == b""
-    except trio.BrokenResourceError:
-        return True
-
-
-def node_address(pair: Pair) -> str:
-    """Of the second node, where nothing is captured."""
-    return str(list(pair.room.topology.nodes.values())[1].addresses[0])
 
 
 def external(pair: Pair, **changes: object) -> Workload:
@@ -56,7 +32,7 @@ async def test_a_workload_with_only_a_hostname_is_resolved(pair: Pair) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_echo, listen(pair.room.node(2).network, 7100))
         stream = await pair.dial(80, VIP)
-        assert await ask(stream)
+        assert await ask(stream) == b"hello"
         await stream.aclose()
         nursery.cancel_scope.cancel()
     line = await pair.mesh.line('direction="outbound"', "bytes_sent=5")
@@ -89,7 +65,7 @@ async def test_a_headless_service_is_reached_by_its_pods_addresses(pair: Pair) -
         dataclasses.replace(pair.server, services={KEY: {80: ECHO}}),
     )
     stream = await pair.dial(ECHO)
-    assert await ask(stream)
+    assert await ask(stream) == b"hello"
     await stream.aclose()
     assert 'dst.identity="' in await pair.mesh.line('direction="outbound"', "bytes_sent=5")
     inbound = await pair.mesh.line('direction="inbound"', "bytes_sent=5")
@@ -106,7 +82,7 @@ async def test_a_passthrough_service_goes_where_the_client_wants(pair: Pair) -> 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_echo, listen(pair.room.node(2).network, 7100))
         stream = await pair.dial(7100, where)
-        assert await ask(stream)
+        assert await ask(stream) == b"hello"
         await stream.aclose()
         nursery.cancel_scope.cancel()
     line = await pair.mesh.line('direction="outbound"', "bytes_sent=5")
@@ -125,7 +101,7 @@ async def test_unhealthy_endpoints_are_used_only_where_all_are_allowed(pair: Pai
     assert "check the pods' readiness" in line
     anyone = LoadBalancing(health_policy=HealthPolicy.ALLOW_ALL)
     pair.mesh.apply(dataclasses.replace(web, load_balancing=anyone))
-    assert await ask(await pair.dial(80, VIP))
+    assert await ask(await pair.dial(80, VIP)) == b"hello"
 
 
 async def test_a_host_network_workload_owns_no_address(pair: Pair) -> None:
@@ -143,7 +119,7 @@ async def test_a_host_network_workload_owns_no_address(pair: Pair) -> None:
             (VIP, 80, "plain TCP"),
         ):
             stream = await pair.dial(port, host)
-            assert await ask(stream)
+            assert await ask(stream) == b"hello"
             await stream.aclose()
             assert f"dst.addr={where}:7100" in await pair.mesh.line('direction="outb', words)
         nursery.cancel_scope.cancel()
@@ -194,8 +170,8 @@ async def test_an_address_is_asked_for_once(asking: Pair) -> None:
     """What is found goes through a tunnel; the workload is named by its uid, not by the key."""
     mesh, key = asking.mesh, f"/{asking.room.ip('server')}"
     mesh.on_demand[key] = (asking.server,)
-    assert await ask(await asking.dial())
-    assert await ask(await asking.dial())
+    assert await ask(await asking.dial()) == b"hello"
+    assert await ask(await asking.dial()) == b"hello"
     assert mesh.looked_up.count(key) == 1
     asking.close()
     assert 'dst.identity="' in await mesh.line('direction="outbound"', "bytes_sent=5")
@@ -204,14 +180,14 @@ async def test_an_address_is_asked_for_once(asking: Pair) -> None:
 async def test_a_service_brings_its_endpoints(asking: Pair) -> None:
     server = dataclasses.replace(asking.server, services={KEY: {80: ECHO}})
     asking.mesh.on_demand[f"/{VIP}"] = (service("echo", VIP, {80: ECHO}), server)
-    assert await ask(await asking.dial(80, VIP))
+    assert await ask(await asking.dial(80, VIP)) == b"hello"
 
 
 async def test_what_does_not_exist_is_passed_through(asking: Pair) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_echo, listen(asking.room.node(2).network, 7100))
         stream = await asking.dial(7100, node_address(asking))
-        assert await ask(stream)
+        assert await ask(stream) == b"hello"
         await stream.aclose()
         nursery.cancel_scope.cancel()
     assert "passed through" in await asking.mesh.line('direction="outbound"', "bytes_sent=5")
@@ -234,5 +210,5 @@ async def test_without_an_answer_nothing_goes_out_in_the_clear(asking: Pair) -> 
     asking.mesh.on_demand[f"/{where}"] = ()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_echo, listen(asking.room.node(2).network, 7100))
-        assert await ask(await asking.dial(7100, where))
+        assert await ask(await asking.dial(7100, where)) == b"hello"
         nursery.cancel_scope.cancel()

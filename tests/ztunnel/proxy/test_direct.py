@@ -9,43 +9,20 @@ import pytest
 import trio
 
 from tests.support.lab import lab
-from tests.support.pair import ECHO, Pair
+from tests.support.pair import ECHO, KEY, VIP, Pair
+from tests.support.policies import DENY_CLIENT, STRICT
 from tests.support.proxies import NAMESPACE, proxies, service
-from tests.support.sockets import abort, listen, receive_all, receive_exactly, serve_echo
+from tests.support.sockets import abort, ask, listen, receive_all, receive_exactly, serve_echo
 from ztunnel.kernel import direct_rules
 from ztunnel.linux.conntrack_entries import Conntrack
 from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.linux.nftables import Nftables
 from ztunnel.linux.packet_queue import is_bound
-from ztunnel.mesh.policy import (
-    Authorization,
-    Match,
-    PolicyAction,
-    PolicyScope,
-    StringMatch,
-    StringMatchKind,
-)
 from ztunnel.proxy import direct
 from ztunnel.proxy.gate import Gate, Gatekeeper, leave_captured
 from ztunnel.tls.crl import RevocationList
 
 pytestmark = pytest.mark.root
-
-VIP = "10.96.0.50"
-KEY = "shop/echo.shop.svc.cluster.local"
-
-
-def deny(name: str, match: Match) -> Authorization:
-    return Authorization(
-        name, NAMESPACE, PolicyScope.NAMESPACE, PolicyAction.DENY, rules=(((match,),),)
-    )
-
-
-DENY_CLIENT = deny(
-    "deny-client",
-    Match(principals=(StringMatch(StringMatchKind.EXACT, "cluster.local/ns/shop/sa/client"),)),
-)
-STRICT = deny("strict", Match(not_principals=(StringMatch(StringMatchKind.PRESENCE),)))
 
 
 @asynccontextmanager
@@ -101,12 +78,6 @@ def queued(pair: Pair, name: str) -> set[str]:
             for found in direct_rules.neighbour_sets()
             for element in nftables.elements(direct_rules.TABLE, found)
         }
-
-
-async def ask(stream: trio.SocketStream, text: bytes = b"hello") -> bytes:
-    with trio.fail_after(30):
-        await stream.send_all(text)
-        return await receive_exactly(stream, len(text))
 
 
 async def is_cut(stream: trio.SocketStream) -> None:

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from tests.support.lab import lab
-from tests.support.pair import Pair
+from tests.support.pair import KEY, Pair
 from tests.support.proxies import NAMESPACE, proxies, service
 from tests.support.sockets import connect, listen, receive_exactly, serve_echo
 from ztunnel.mesh.address import IPNetwork, format_address, parse_network
@@ -18,7 +18,6 @@ from ztunnel.mesh.workload import NetworkAddress, TunnelProtocol
 pytestmark = [pytest.mark.root, pytest.mark.parametrize("version", [4, 6])]
 
 PORT = 7001
-KEY = f"{NAMESPACE}/echo.{NAMESPACE}.svc.cluster.local"
 VIPS = {4: "10.96.0.50", 6: "fd00:10:96::50"}
 
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from tests.support.pair import ECHO, Pair
+from tests.support.pair import ECHO, HOST, Pair
 from tests.support.proxies import NAMESPACE, service
 from tests.support.sockets import connect, receive_all
 from tests.support.tunnel import ClientTunnel, Flow, Refused, client_on
@@ -20,7 +20,6 @@ from ztunnel.tls.spiffe import ServerMustBe
 pytestmark = pytest.mark.root
 
 CALLER = Identity("cluster.local", "street", "caller")
-HOST = f"echo.{NAMESPACE}.svc.cluster.local"
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ import trio
 from tests.support.pair import ECHO, Pair
 from tests.support.pki import make_root
 from tests.support.proxies import NAMESPACE, service
-from tests.support.sockets import connect, receive_all, receive_exactly
+from tests.support.sockets import connect, receive_all, receive_exactly, until
 from tests.support.tunnel import ClientTunnel, Flow, Refused, TunnelLost, client_on, until_settings
 from ztunnel.http2 import frames, limits
 from ztunnel.http2.errors import ErrorCode
@@ -55,12 +55,6 @@ def ask_with(tunnel: ClientTunnel, fields: Sequence[Header], end_stream: bool = 
 
 def connect_to(text: str, *more: Header) -> list[Header]:
     return [(b":method", b"CONNECT"), (b":authority", text.encode()), *more]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(30):
-        while not condition():
-            await trio.sleep(0.01)
 
 
 async def test_the_answer_names_the_destination(pair: Pair) -> None:

@@ -8,11 +8,14 @@ import pytest
 import trio
 
 from tests.support.lab import lab
-from tests.support.pair import ECHO, Pair
+from tests.support.pair import ECHO, KEY, VIP, Pair
+from tests.support.policies import DENY_CLIENT, STRICT
 from tests.support.proxies import NAMESPACE, proxies, service
 from tests.support.sockets import (
     abort,
+    ask,
     connect,
+    ends,
     listen,
     receive_all,
     receive_exactly,
@@ -20,33 +23,9 @@ from tests.support.sockets import (
 )
 from ztunnel.kernel.paths import KernelPaths
 from ztunnel.kernel.pipes import Pipes
-from ztunnel.mesh.policy import (
-    Authorization,
-    Match,
-    PolicyAction,
-    PolicyScope,
-    StringMatch,
-    StringMatchKind,
-)
 from ztunnel.tls.crl import RevocationList
 
 pytestmark = pytest.mark.root
-
-VIP = "10.96.0.50"
-KEY = "shop/echo.shop.svc.cluster.local"
-
-
-def deny(name: str, match: Match) -> Authorization:
-    return Authorization(
-        name, NAMESPACE, PolicyScope.NAMESPACE, PolicyAction.DENY, rules=(((match,),),)
-    )
-
-
-DENY_CLIENT = deny(
-    "deny-client",
-    Match(principals=(StringMatch(StringMatchKind.EXACT, "cluster.local/ns/shop/sa/client"),)),
-)
-STRICT = deny("strict", Match(not_principals=(StringMatch(StringMatchKind.PRESENCE),)))
 
 
 @pytest.fixture
@@ -63,22 +42,6 @@ async def pair() -> AsyncIterator[Pair]:
             yield made
             made.close()
             nursery.cancel_scope.cancel()
-
-
-async def ask(stream: trio.SocketStream, text: bytes = b"hello") -> bytes:
-    with trio.fail_after(30):
-        await stream.send_all(text)
-        return await receive_exactly(stream, len(text))
-
-
-async def ends(stream: trio.SocketStream) -> bool:
-    """Whether the connection ends without a byte."""
-    try:
-        with trio.fail_after(30):
-            await stream.send_all(b"x")
-            return await receive_all(stream) == b""
-    except trio.BrokenResourceError:
-        return True
 
 
 def tunnels(pair: Pair) -> int:

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.support.hand_made import HandMade, hand_made, server_of
-from tests.support.pair import ECHO, Pair
+from tests.support.pair import ECHO, VIP, Pair
 from tests.support.proxies import NAMESPACE, service
 from tests.support.sockets import abort, connect, receive_all
 from tests.support.tunnel import Flow
@@ -19,7 +19,6 @@ from ztunnel.mesh.policy import Authorization, Match, PolicyAction, PolicyScope
 pytestmark = pytest.mark.root
 
 TIMES = 40
-VIP = "10.96.0.50"
 
 
 def held(pair: Pair) -> tuple[int, int, int]:

@@ -6,10 +6,10 @@ import pytest
 import trio
 
 from tests.support.pair import ECHO, Pair
+from tests.support.policies import DENY_CLIENT, STRICT, policy
 from tests.support.proxies import NAMESPACE
-from tests.support.sockets import connect, receive_all, receive_exactly
+from tests.support.sockets import connect, ends, receive_all, receive_exactly
 from ztunnel.mesh.policy import (
-    Authorization,
     Match,
     PolicyAction,
     PolicyScope,
@@ -19,39 +19,10 @@ from ztunnel.mesh.policy import (
 
 pytestmark = pytest.mark.root
 
-ANYBODY = (StringMatch(StringMatchKind.PRESENCE),)
-
-
-def policy(
-    name: str,
-    action: PolicyAction,
-    match: Match,
-    scope: PolicyScope = PolicyScope.NAMESPACE,
-) -> Authorization:
-    return Authorization(name, NAMESPACE, scope, action, rules=(((match,),),))
-
-
-DENY_CLIENT = policy(
-    "deny-client",
-    PolicyAction.DENY,
-    Match(principals=(StringMatch(StringMatchKind.EXACT, "cluster.local/ns/shop/sa/client"),)),
-)
-STRICT = policy("strict", PolicyAction.DENY, Match(not_principals=ANYBODY))
-
-
-async def refused(stream: trio.SocketStream) -> bool:
-    """Whether the connection ends without an answer."""
-    try:
-        with trio.fail_after(30):
-            await stream.send_all(b"x")
-            return await receive_all(stream) == b""
-    except trio.BrokenResourceError:
-        return True
-
 
 async def test_a_denied_client_is_refused_and_the_log_says_by_which_policy(pair: Pair) -> None:
     pair.mesh.apply(DENY_CLIENT)
-    assert await refused(await pair.dial())
+    assert await ends(await pair.dial())
     line = await pair.mesh.line('direction="inbound"', "error=")
     assert f"denied by policy {NAMESPACE}/deny-client (rule 1)" in line
     assert 'response_flags="DENY"' in line
@@ -62,7 +33,7 @@ async def test_a_denied_client_is_refused_and_the_log_says_by_which_policy(pair:
 async def test_allow_policies_admit_only_whom_they_name(pair: Pair) -> None:
     other = StringMatch(StringMatchKind.EXACT, "cluster.local/ns/shop/sa/other")
     pair.mesh.apply(policy("only-other", PolicyAction.ALLOW, Match(principals=(other,))))
-    assert await refused(await pair.dial())
+    assert await ends(await pair.dial())
     assert "shop/only-other" in await pair.mesh.line('direction="inbound"', "error=")
     mine = StringMatch(StringMatchKind.EXACT, "cluster.local/ns/shop/sa/client")
     pair.mesh.apply(policy("also-client", PolicyAction.ALLOW, Match(principals=(mine,))))
@@ -142,7 +113,7 @@ async def test_a_port_is_judged_as_the_pod_serves_it(pair: Pair) -> None:
         policy("no-7001", PolicyAction.DENY, Match(destination_ports=(7001,))),
     )
     pair.listen(7001)
-    assert await refused(await pair.dial(7001))
+    assert await ends(await pair.dial(7001))
     stream = await pair.dial()
     await stream.send_all(b"x")
     assert await receive_exactly(stream, 1) == b"x"

@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from tests.support.hand_made import echo, hand_made, node_address, server_of
-from tests.support.pair import ECHO, Pair
+from tests.support.pair import ECHO, KEY, VIP, Pair
 from tests.support.proxies import service
-from tests.support.sockets import abort, connect, receive_all, receive_exactly
+from tests.support.sockets import abort, ask, connect, ends, receive_all, receive_exactly, until
 from tests.support.tunnel import Flow
 from ztunnel.http2 import frames
 from ztunnel.http2.errors import ErrorCode
@@ -20,31 +20,6 @@ from ztunnel.mesh.workload import TunnelProtocol
 from ztunnel.proxy.outbound import Outbound
 
 pytestmark = pytest.mark.root
-
-VIP = "10.96.0.50"
-KEY = "shop/echo.shop.svc.cluster.local"
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(30):
-        while not condition():
-            await trio.sleep(0.01)
-
-
-async def ask(stream: trio.SocketStream, text: bytes = b"hello") -> bytes:
-    with trio.fail_after(30):
-        await stream.send_all(text)
-        return await receive_exactly(stream, len(text))
-
-
-async def ends(stream: trio.SocketStream) -> bool:
-    """Whether the connection ends without a byte."""
-    try:
-        with trio.fail_after(30):
-            await stream.send_all(b"x")
-            return await receive_all(stream) == b""
-    except trio.BrokenResourceError:
-        return True
 
 
 def out(pair: Pair) -> tuple[int, int]:

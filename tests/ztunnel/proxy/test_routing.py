@@ -6,37 +6,20 @@ import ssl
 import pytest
 import trio
 
-from tests.support.pair import ECHO, Pair
+from tests.support.hand_made import node_address
+from tests.support.pair import ECHO, KEY, VIP, Pair
 from tests.support.proxies import service
-from tests.support.sockets import connect, listen, receive_all, receive_exactly, serve_echo
+from tests.support.sockets import (
+    ask,
+    connect,
+    ends,
+    listen,
+    serve_echo,
+)
 from ztunnel.mesh.identity import Identity
 from ztunnel.mesh.workload import TunnelProtocol
 
 pytestmark = pytest.mark.root
-
-VIP = "10.96.0.50"
-KEY = "shop/echo.shop.svc.cluster.local"
-
-
-async def ask(stream: trio.SocketStream, text: bytes = b"hello") -> bytes:
-    with trio.fail_after(30):
-        await stream.send_all(text)
-        return await receive_exactly(stream, len(text))
-
-
-async def ends(stream: trio.SocketStream) -> bool:
-    """Whether the connection ends without a byte."""
-    try:
-        with trio.fail_after(30):
-            await stream.send_all(b"x")
-            return await receive_all(stream) == b""
-    except trio.BrokenResourceError:
-        return True
-
-
-def node_address(pair: Pair) -> str:
-    """Of the second node."""
-    return str(list(pair.room.topology.nodes.values())[1].addresses[0])
 
 
 async def test_a_service_address_leads_to_an_endpoint(pair: Pair) -> None:

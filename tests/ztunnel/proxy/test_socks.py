@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.lab import lab
-from tests.support.pair import ECHO, Pair
+from tests.support.pair import ECHO, VIP, Pair
 from tests.support.proxies import NAMESPACE, proxies, service
 from tests.support.sockets import listen, receive_all, receive_exactly, serve_echo
 from ztunnel.mesh.policy import (
@@ -23,7 +23,6 @@ from ztunnel.mesh.policy import (
 )
 from ztunnel.proxy.socks import SocksError, parse_greeting, parse_request
 
-VIP = "10.96.0.50"
 OK, FAILED, NOT_ALLOWED, UNREACHABLE, REFUSED, NO_COMMAND, NO_TYPE = 0, 1, 2, 4, 5, 7, 8
 
 

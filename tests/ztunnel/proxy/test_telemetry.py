@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.support.lab import lab
-from tests.support.pair import ECHO, Pair
+from tests.support.pair import ECHO, HOST, VIP, Pair
 from tests.support.proxies import NAMESPACE, proxies, service
 from tests.support.sockets import abort, connect, listen, receive_all, receive_exactly, serve_echo
 from ztunnel.mesh.identity import Identity
@@ -19,8 +19,6 @@ from ztunnel.telemetry.labels import TCP_LABELS, TcpSeries
 
 pytestmark = pytest.mark.root
 
-VIP = "10.96.0.50"
-HOST = f"echo.{NAMESPACE}.svc.cluster.local"
 SOURCE = "spiffe://cluster.local/ns/shop/sa/client"
 DESTINATION = "spiffe://cluster.local/ns/shop/sa/server"
 Line = dict[str, Any]

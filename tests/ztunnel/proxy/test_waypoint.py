@@ -8,9 +8,9 @@ import pytest
 import trio
 
 from tests.support.hand_made import HandMade, hand_made, node_address, server_of
-from tests.support.pair import ECHO, Pair
+from tests.support.pair import ECHO, HOST, KEY, VIP, Pair
 from tests.support.proxies import NAMESPACE, service
-from tests.support.sockets import connect, receive_all, receive_exactly
+from tests.support.sockets import ask, connect, ends, receive_all, receive_exactly, until
 from tests.support.tunnel import Flow, Refused, client_on
 from ztunnel.hbone.proxy_protocol import ProxyHeader, parse_proxy_header
 from ztunnel.mesh.identity import Identity
@@ -36,34 +36,9 @@ from ztunnel.tls.spiffe import ServerMustBe
 
 pytestmark = pytest.mark.root
 
-VIP = "10.96.0.50"
-HOST = "echo.shop.svc.cluster.local"
-KEY = f"{NAMESPACE}/{HOST}"
 WAYPOINT_HOST = "waypoint.shop.svc.cluster.local"
 WAYPOINT_KEY = f"{NAMESPACE}/{WAYPOINT_HOST}"
 BY_NAME = GatewayAddress(NamespacedHostname(NAMESPACE, WAYPOINT_HOST))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(30):
-        while not condition():
-            await trio.sleep(0.01)
-
-
-async def ask(stream: trio.SocketStream, text: bytes = b"hello") -> bytes:
-    with trio.fail_after(30):
-        await stream.send_all(text)
-        return await receive_exactly(stream, len(text))
-
-
-async def ends(stream: trio.SocketStream) -> bool:
-    """Whether the connection ends without a byte."""
-    try:
-        with trio.fail_after(30):
-            await stream.send_all(b"x")
-            return await receive_all(stream) == b""
-    except trio.BrokenResourceError:
-        return True
 
 
 class Waypoint:
