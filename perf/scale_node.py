@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from perf.implementations import services_yaml
 from perf.processes import proportional_kib, with_descendants
 from perf.scale import mesh, workload
 from tests.support.mesh_lab import mesh_lab
+from tests.support.program import NotInTime, Program, ProgramEnded, wait_for
 from ztunnel.linux import netns
 from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.mesh.service import Service
@@ -150,18 +150,19 @@ def load(workloads: int, workers: int = 2) -> Loaded:
         with namespace.enter():
             netns.bring_up("lo")
         plane = _ControlPlane()
-        with _serving(plane, namespace), _ztunnel(namespace, Path(folder), workers) as process:
+        ztunnel = _Ztunnel(namespace, Path(folder), workers)
+        with _serving(plane, namespace), ztunnel, _quoting(ztunnel):
             if not plane.requested.wait(_PATIENCE):
                 raise ScaleError("the ztunnel does not ask for the mesh")
             started = time.monotonic()
             plane.in_force(plane.send(_ADDRESS, resources))
             # Workers join when the control process has the mesh; they say when they have it, too.
-            _wait_for_workers(process, namespace, workers)
+            _wait_for_workers(ztunnel, namespace, workers)
             while _change(plane, first, 0) > _BEHIND:
                 pass  # it waits for workers that are still at it, but not for ever
             seconds = time.monotonic() - started
             changes = [_change(plane, first, number) for number in range(1, _CHANGES + 1)]
-            return _measure(process.pid, workloads, workers, seconds, changes)
+            return _measure(ztunnel.pid, workloads, workers, seconds, changes)
 
 
 def _change(plane: _ControlPlane, first: Workload, number: int) -> float:
@@ -196,32 +197,35 @@ def _serving(plane: _ControlPlane, namespace: NetworkNamespace) -> Iterator[None
         server.stop(None).wait()
 
 
-@contextmanager
-def _ztunnel(
-    namespace: NetworkNamespace, folder: Path, workers: int
-) -> Iterator[subprocess.Popen[bytes]]:
-    environment = {
-        **os.environ,
-        "XDS_ADDRESS": f"http://127.0.0.1:{_PORT}",
-        "CA_ADDRESS": "",
-        "INPOD_UDS": str(folder / "zds.sock"),
-        "ZTUNNEL_WORKER_THREADS": str(workers),
-        "NODE_NAME": "node-none",
-        "RUST_LOG": "error",
-    }
-    log = folder / "log"
-    with open(log, "wb") as output, namespace.enter():
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ztunnel"], env=environment, stdout=output, stderr=output
+class _Ztunnel(Program):
+    def __init__(self, namespace: NetworkNamespace, folder: Path, workers: int) -> None:
+        environment = {
+            **os.environ,
+            "XDS_ADDRESS": f"http://127.0.0.1:{_PORT}",
+            "CA_ADDRESS": "",
+            "INPOD_UDS": str(folder / "zds.sock"),
+            "ZTUNNEL_WORKER_THREADS": str(workers),
+            "NODE_NAME": "node-none",
+            "RUST_LOG": "error",
+        }
+        command = [sys.executable, "-m", "ztunnel"]
+        super().__init__(
+            "ztunnel",
+            command,
+            folder / "log",
+            namespace=namespace,
+            environment=environment,
+            grace=_PATIENCE,
         )
+
+
+@contextmanager
+def _quoting(ztunnel: _Ztunnel) -> Iterator[None]:
+    """An error has the end of its log."""
     try:
-        with process:
-            try:
-                yield process
-            finally:
-                process.send_signal(signal.SIGTERM)
+        yield
     except ScaleError as error:
-        raise ScaleError(f"{error}; it said: {log.read_text()[-2000:]}") from error
+        raise ScaleError(f"{error}; it said: {ztunnel.last_words()}") from error
 
 
 def _roles(pid: int) -> dict[str, list[int]]:
@@ -234,24 +238,24 @@ def _roles(pid: int) -> dict[str, list[int]]:
     return found
 
 
-def _wait_for_workers(
-    process: subprocess.Popen[bytes], namespace: NetworkNamespace, workers: int
-) -> None:
+def _wait_for_workers(ztunnel: _Ztunnel, namespace: NetworkNamespace, workers: int) -> None:
     """Until every worker is being given the mesh: each step after that waits for them all."""
-    until = time.monotonic() + _PATIENCE
     wanted = f"\nztunnel_workers {workers}.0\n".encode()
-    with namespace.enter():
-        while True:
-            try:
-                with urllib.request.urlopen(_METRICS, timeout=10) as answer:
-                    if wanted in answer.read():
-                        return
-            except OSError as error:
-                if process.poll() is not None:
-                    raise ScaleError("the ztunnel ended") from error
-            if time.monotonic() > until:
-                raise ScaleError("the workers do not start")
-            time.sleep(0.01)
+
+    def all_there() -> bool:
+        ztunnel.check()
+        with (
+            contextlib.suppress(OSError),
+            namespace.enter(),
+            urllib.request.urlopen(_METRICS, timeout=10) as answer,
+        ):
+            return wanted in answer.read()
+        return False
+
+    try:
+        wait_for("its workers", all_there, _PATIENCE)
+    except (NotInTime, ProgramEnded) as error:
+        raise ScaleError("not all of its workers serve") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ import pytest
 
 from tests.support.cluster.mesh import SYSTEM, Mesh
 from tests.support.cluster.pods import RunningPod, Traffic, application
-from tests.support.cluster.programs import wait_for
 from tests.support.kube.api import Json
 from tests.support.kube.objects import account
+from tests.support.program import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
 DAEMON_SET = f"/apis/apps/v1/namespaces/{SYSTEM}/daemonsets/ambient-agent"

@@ -9,8 +9,8 @@ import pytest
 from tests.support.cluster.images import IMAGE
 from tests.support.cluster.mesh import MARKER, Mesh, Shop, is_all_tls
 from tests.support.cluster.pods import application
-from tests.support.cluster.programs import wait_for
 from tests.support.kube.objects import policy
+from tests.support.program import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
 PATH = f"/?{MARKER}"

@@ -16,7 +16,7 @@ from daemonset.cli import main
 from tests.support.cluster.cluster import NodeCluster
 from tests.support.cluster.images import IMAGE
 from tests.support.cluster.mesh import SYSTEM, Mesh
-from tests.support.cluster.programs import wait_for
+from tests.support.program import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
 ISTIO_CNI = f"""

@@ -8,9 +8,9 @@ import pytest
 
 from tests.support.cluster.mesh import Mesh
 from tests.support.cluster.pods import HTTP_PORT, NO_ANSWER, application, ask
-from tests.support.cluster.programs import wait_for
 from tests.support.kube.api import Json
 from tests.support.kube.objects import policy, strict
+from tests.support.program import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
 HOST_PORT = 18080

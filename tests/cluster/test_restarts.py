@@ -6,8 +6,8 @@ import pytest
 
 from tests.support.cluster.mesh import MARKER, PARTS, Mesh, Shop
 from tests.support.cluster.pods import Traffic, application
-from tests.support.cluster.programs import wait_for
 from tests.support.kube.objects import strict
+from tests.support.program import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
 PATH = f"/?{MARKER}"

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.cluster.mesh import SYSTEM, Mesh
 from tests.support.cluster.pods import Traffic, application
-from tests.support.cluster.programs import PATIENCE
+from tests.support.program import PATIENCE
 from ztunnel.linux.netns import NetworkNamespace
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -10,7 +10,7 @@ from tests.cluster.test_operator import ambient
 from tests.support.cluster.cluster import NodeCluster
 from tests.support.cluster.mesh import SYSTEM, Mesh
 from tests.support.cluster.pods import Traffic
-from tests.support.cluster.programs import wait_for
+from tests.support.program import wait_for
 from ztunnel.linux.netns import NetworkNamespace
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -63,6 +63,7 @@ class EnvoyClient:
             http2=http2 or Http2Options(),
         )
         self.envoy = Envoy(folder, client(options), certificate)
+        self.envoy.start()
 
     async def connect(self) -> trio.SocketStream:
         return await trio.open_tcp_stream("127.0.0.1", self.port)

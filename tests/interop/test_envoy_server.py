@@ -40,6 +40,7 @@ class Server:
         self.envoy = Envoy(folder, server(options), certificate)
 
     def __enter__(self) -> Server:
+        self.envoy.start()
         return self
 
     def __exit__(self, *_: object) -> None:

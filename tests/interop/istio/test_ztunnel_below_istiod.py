@@ -139,7 +139,7 @@ def test_what_istiod_said_stays_in_force_while_it_is_away(mesh: IstioMesh) -> No
             assert echoes(mesh.room, "client", host)
             mesh.cluster.apply(item)  # nobody tells it yet
         finally:
-            mesh.istiod.__enter__()
+            mesh.istiod.start()
         assert is_cut(open_one)
     mesh.cluster.delete(item)
     mesh.until(lambda: echoes(mesh.room, "client", host), "the policy is gone")

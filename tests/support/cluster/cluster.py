@@ -14,10 +14,11 @@ from tests.support.cluster.links import NodeAddresses, make_host
 from tests.support.cluster.node import Node
 from tests.support.cluster.node_files import CNI_PLUGINS, write_disk
 from tests.support.cluster.plane import NodeApi, make_keys, start_plane
-from tests.support.cluster.programs import Programs, wait_for
+from tests.support.cluster.programs import Programs
 from tests.support.kube.api import ApiFailure, Json
 from tests.support.kube.binaries import API, NODES, find
 from tests.support.kube.go import KubernetesUnavailable
+from tests.support.program import wait_for
 
 NUMBERS = (1, 2)
 _DEBIAN = {
@@ -109,7 +110,7 @@ class NodeCluster:
                 shutil.rmtree(self.folder / name)
 
     def wait_ready(self, node: Node) -> None:
-        """Until the node's kubelet has said that pods may come. Raises NotInTime, RuntimeError."""
+        """Until the node's kubelet has said that pods may come. Raises NotInTime, ProgramEnded."""
 
         def ready() -> bool:
             node.init()

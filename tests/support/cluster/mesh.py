@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from daemonset.local.capture import HBONE_PORT, Capture, Wire
 from tests.support.cluster.cluster import NodeCluster
 from tests.support.cluster.pods import NO_ANSWER, RunningPod, application, service
-from tests.support.cluster.programs import wait_for
 from tests.support.kube.api import Json
 from tests.support.kube.objects import account
+from tests.support.program import wait_for
 
 MODE = "istio.io/dataplane-mode"
 SYSTEM = "ambient-system"

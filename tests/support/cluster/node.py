@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tests.support.cluster.cgroups import NodeCgroups
 from tests.support.cluster.links import NodeAddresses, attach_node, detach_node
-from tests.support.cluster.programs import Programs, wait_for
+from tests.support.cluster.programs import Programs
+from tests.support.program import wait_for
 from ztunnel.linux.netns import NetworkNamespace
 
 _RUN_SECONDS = 120.0

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from tests.support.cluster.links import API_PORT, HOST_V4, HOST_V6, SERVICES_V4, SERVICES_V6
 from tests.support.cluster.node_files import DNS_ADDRESS
-from tests.support.cluster.programs import Programs, wait_for
-from tests.support.kube.api import Api, ApiFailure, Json
+from tests.support.cluster.programs import Programs
+from tests.support.kube.api import Api, Json
 from tests.support.kube.binaries import find
 from tests.support.kube.keys import Keys
+from tests.support.program import wait_for
 from ztunnel.linux.netns import NetworkNamespace
 
 _ETCD = "http://127.0.0.1:2379"
 _ETCD_PEERS = "http://127.0.0.1:2380"
-_CLOSED = (OSError, http.client.HTTPException, ApiFailure)
 _DOMAIN = "cluster.local"
 
 
@@ -49,7 +49,7 @@ def make_keys(folder: Path) -> Keys:
 
 
 def start_plane(keys: Keys, api: NodeApi, namespace: NetworkNamespace, programs: Programs) -> None:
-    """Returns when the API serves and accounts are made. Raises NotInTime, RuntimeError."""
+    """Returns when the API serves and accounts are made. Raises NotInTime, ProgramEnded."""
     at = keys.folder
 
     def start(name: str, *arguments: str) -> None:
@@ -117,9 +117,8 @@ def start_plane(keys: Keys, api: NodeApi, namespace: NetworkNamespace, programs:
 def _wait(programs: Programs, name: str, api: NodeApi, path: str) -> None:
     def answers() -> bool:
         programs.check(name)
-        with contextlib.suppress(*_CLOSED):
-            api.call("GET", path)
-            return True
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return api.has(path)
         return False
 
     wait_for(f"{name} is ready", answers)

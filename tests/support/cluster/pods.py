@@ -13,8 +13,8 @@ from types import TracebackType
 
 from tests.support.cluster.cluster import NodeCluster
 from tests.support.cluster.images import IMAGE
-from tests.support.cluster.programs import wait_for
 from tests.support.kube.api import Json
+from tests.support.program import wait_for
 from ztunnel.linux.netns import NetworkNamespace
 
 HTTP_PORT = 8080

@@ -10,21 +10,16 @@ import contextlib
 import http.client
 import os
 import shutil
-import subprocess
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 from tests.support.istio.binaries import find
+from tests.support.program import Program
 from ztunnel.linux.netns import NetworkNamespace
 
-START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 READY_PORT = 8000
 TOOLS = ("unshare", "chroot", "iptables-restore", "ip6tables-restore", "ipset")
 
-_POLL_SECONDS = 0.05
 _SHARED = ("usr", "etc", "proc", "dev", "sys")
 _ENTER = """
 set -eu
@@ -42,8 +37,8 @@ _SELECTORS = """
 _NETWORK = '{"cniVersion": "0.4.0", "name": "kindnet", "plugins": [{"type": "ptp"}]}'
 
 
-class IstioCni:
-    """One node's agent; use as a context manager.
+class IstioCni(Program):
+    """One node's agent.
 
     Args:
         node: its name in the API.
@@ -54,7 +49,6 @@ class IstioCni:
 
     Raises:
         IstioUnavailable: there is no binary.
-        RuntimeError: it does not start (the text has the end of its log).
     """
 
     def __init__(
@@ -65,16 +59,24 @@ class IstioCni:
         account: Path,
         folder: Path,
     ) -> None:
-        self._binary = find("install-cni")
-        self._node = node
-        self._namespace = namespace
-        self._api = api
         self._root = folder
-        self._process: subprocess.Popen[bytes] | None = None
+        self._network = namespace
         self._processes = 1
         self._make_root(account)
-        self.log = folder / "run" / "istio-cni.log"
         self._show(1, "0::/\n", namespace)
+        command = [
+            *("unshare", "--mount", "--propagation", "private", "sh", "-c", _ENTER, "sh"),
+            *(str(folder), str(find("install-cni"))),
+            "--log_output_level=default:info,cni-agent:debug",
+        ]
+        super().__init__(
+            "istio-cni",
+            command,
+            folder / "run" / "istio-cni.log",
+            namespace=namespace,
+            environment=_environment(node, api),
+            grace=STOP_SECONDS,
+        )
 
     @property
     def zds(self) -> Path:
@@ -87,47 +89,13 @@ class IstioCni:
         container = "c" * 64
         self._show(self._processes, f"0::/kubepods/pod{uid}/{container}\n", namespace)
 
-    def __enter__(self) -> IstioCni:
-        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _ENTER, "sh"]
-        with self.log.open("ab") as log, self._namespace.enter():
-            self._process = subprocess.Popen(
-                [
-                    *command,
-                    str(self._root),
-                    str(self._binary),
-                    "--log_output_level=default:info,cni-agent:debug",
-                ],
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Ask it to end, as the kubelet does, and wait for it."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    def is_ready(self) -> bool:
+        with self._network.enter():
+            connection = http.client.HTTPConnection("127.0.0.1", READY_PORT, timeout=5)
+            connection.connect()
+        with contextlib.closing(connection):
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
 
     def _make_root(self, account: Path) -> None:
         root = self._root
@@ -151,46 +119,24 @@ class IstioCni:
         (folder / "cgroup").write_text(cgroup)
         (folder / "ns/net").symlink_to(f"/proc/{os.getpid()}/fd/{namespace.fd}")
 
-    def _environment(self) -> Mapping[str, str]:
-        host, port = self._api
-        return {
-            "PATH": os.environ["PATH"],
-            "AMBIENT_ENABLED": "true",
-            "AMBIENT_ENABLEMENT_SELECTOR": _SELECTORS,
-            "AMBIENT_DNS_CAPTURE": "true",
-            "AMBIENT_IPV6": "true",
-            "CHAINED_CNI_PLUGIN": "true",
-            "CNI_NET_DIR": "/etc/cni/net.d",
-            "EXCLUDE_NAMESPACES": "kube-system",
-            "KUBERNETES_SERVICE_HOST": host,
-            "KUBERNETES_SERVICE_PORT": str(port),
-            "NODE_NAME": self._node,
-            "KUBERNETES_NODE_NAME": self._node,
-            "POD_NAME": f"istio-cni-node-{self._node}",
-            "POD_NAMESPACE": "istio-system",
-            "REPAIR_ENABLED": "false",
-            "ISTIO_OWNED_CNI_CONFIG": "false",
-        }
 
-    def _wait_until_ready(self) -> None:
-        process = self._process
-        assert process is not None
-        deadline = time.monotonic() + START_SECONDS
-        while not self._is_ready():
-            ended = process.poll() is not None
-            if ended or time.monotonic() > deadline:
-                text = self.log.read_text(errors="replace")
-                raise RuntimeError(
-                    f"istio-cni {'ended' if ended else 'is not ready'}: {text[-4000:]}"
-                )
-            time.sleep(_POLL_SECONDS)
-
-    def _is_ready(self) -> bool:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            with self._namespace.enter():
-                connection = http.client.HTTPConnection("127.0.0.1", READY_PORT, timeout=5)
-                connection.connect()
-            with contextlib.closing(connection):
-                connection.request("GET", "/readyz")
-                return connection.getresponse().status == 200
-        return False
+def _environment(node: str, api: tuple[str, int]) -> dict[str, str]:
+    host, port = api
+    return {
+        "PATH": os.environ["PATH"],
+        "AMBIENT_ENABLED": "true",
+        "AMBIENT_ENABLEMENT_SELECTOR": _SELECTORS,
+        "AMBIENT_DNS_CAPTURE": "true",
+        "AMBIENT_IPV6": "true",
+        "CHAINED_CNI_PLUGIN": "true",
+        "CNI_NET_DIR": "/etc/cni/net.d",
+        "EXCLUDE_NAMESPACES": "kube-system",
+        "KUBERNETES_SERVICE_HOST": host,
+        "KUBERNETES_SERVICE_PORT": str(port),
+        "NODE_NAME": node,
+        "KUBERNETES_NODE_NAME": node,
+        "POD_NAME": f"istio-cni-node-{node}",
+        "POD_NAMESPACE": "istio-system",
+        "REPAIR_ENABLED": "false",
+        "ISTIO_OWNED_CNI_CONFIG": "false",
+    }

@@ -66,6 +66,13 @@ class Api:
         with contextlib.closing(self.connect(token)) as connection:
             return send(connection, method, path, body, token=token, content_type=content_type)
 
+    def has(self, path: str) -> bool:
+        """Whether a GET succeeds now. Raises OSError, http.client.HTTPException."""
+        with contextlib.suppress(ApiFailure):
+            self.call("GET", path)
+            return True
+        return False
+
     def connect(self, token: str = "") -> http.client.HTTPSConnection:
         """A connection for `send`; many requests may share it."""
         context = ssl.create_default_context(cafile=str(self.ca_file))
