@@ -14,7 +14,8 @@ from daemonset.local.mesh_programs import ZTUNNEL_BIN, ztunnel_name
 from perf.bench import CLIENT, PODS, SERVER, Bench
 from perf.build import Tools
 from tests.support import envoy_config
-from tests.support.envoy import Envoy, EnvoyUnavailable, find_envoy
+from tests.support.cache import Unavailable
+from tests.support.envoy import Envoy, find_envoy
 from tests.support.lab import Lab, lab
 from tests.support.mesh_lab import mesh_lab
 from tests.support.pki import make_root
@@ -99,7 +100,7 @@ class EnvoyPair:
     def missing(self) -> str | None:
         try:
             find_envoy()
-        except EnvoyUnavailable as error:
+        except Unavailable as error:
             return str(error)
         return None
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.cluster.cluster import NodeCluster, missing
 from tests.support.cluster.mesh import Mesh
-from tests.support.requirements import LEFT_OUT, without_compiler, without_namespaces
+from tests.support.requirements import without_compiler, without_namespaces
 
 
 @pytest.fixture(scope="package")
@@ -19,7 +19,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeCluster]:
         pytest.skip(lacking)
     lacking = missing()
     if lacking is not None:
-        pytest.skip(f"{LEFT_OUT} with nodes: {lacking}")
+        pytest.skip(f"no Kubernetes with nodes: {lacking}")
     with NodeCluster(tmp_path_factory.mktemp("nodes")) as running:
         yield running
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.envoy import EnvoyUnavailable, find_envoy
+from tests.support.cache import Unavailable
+from tests.support.envoy import find_envoy
 from tests.support.pki import Authority, make_root
 from ztunnel.mesh.identity import Identity
 from ztunnel.tls.workload_certificate import WorkloadCertificate
@@ -19,7 +20,7 @@ def envoy_binary() -> Path:
     """Where there is no Envoy these tests mean nothing; where there must be one they fail."""
     try:
         return find_envoy()
-    except EnvoyUnavailable as error:
+    except Unavailable as error:
         if os.environ.get("CI") == "true":
             raise
         pytest.skip(f"no Envoy: {error}")

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.cache import Unavailable
 from tests.support.kube.binaries import find
 from tests.support.kube.cluster import Cluster
-from tests.support.kube.go import KubernetesUnavailable
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,7 +17,7 @@ def binaries() -> None:
     try:
         find("etcd")
         find("kube-apiserver")
-    except KubernetesUnavailable as error:
+    except Unavailable as error:
         pytest.skip(f"no Kubernetes: {error}")
 
 

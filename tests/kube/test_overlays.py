@@ -13,12 +13,11 @@ from daemonset.cli import parser
 from daemonset.cluster.names import PART_OF, US
 from daemonset.cluster.removal import KINDS_OF_OURS, NAMESPACES, WORKLOADS
 from tests.support.admission_cases import CASES
+from tests.support.cache import Unavailable
 from tests.support.kube.admission import ask, put_in_force
 from tests.support.kube.binaries import KUBERNETES, OLDER, OLDER_API, find
 from tests.support.kube.cluster import Cluster, Json
-from tests.support.kube.go import KubernetesUnavailable
 from tests.support.kube.manifests import MANIFESTS, kustomize, read_base
-from tests.support.requirements import LEFT_OUT
 from ztunnel.config.load import load_with
 
 FOLDERS = sorted(path.parent for path in MANIFESTS.rglob("kustomization.yaml"))
@@ -39,8 +38,8 @@ def _built(overlay: str) -> tuple[Json, ...]:
 def kubectl() -> None:
     try:
         find("kubectl")
-    except KubernetesUnavailable as error:
-        pytest.skip(f"{LEFT_OUT}: {error}")
+    except Unavailable as error:
+        pytest.skip(f"no Kubernetes: {error}")
 
 
 @pytest.fixture(scope="module", params=list(VERSIONS))
@@ -51,8 +50,8 @@ def api(
     version: str = request.param
     try:
         find(VERSIONS[version])
-    except KubernetesUnavailable as error:
-        pytest.skip(f"{LEFT_OUT}: {error}")
+    except Unavailable as error:
+        pytest.skip(f"no Kubernetes: {error}")
     with Cluster(tmp_path_factory.mktemp("api"), VERSIONS[version]) as cluster:
         assert cluster.call("GET", "/version")["gitVersion"] == version
         cluster.namespace("istio-system")

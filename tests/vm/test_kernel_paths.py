@@ -8,7 +8,8 @@ import functools
 
 import pytest
 
-from tests.support.vm.kernels import NEW, OLD, MachineUnavailable, kernel
+from tests.support.cache import Unavailable
+from tests.support.vm.kernels import NEW, OLD, kernel
 from tests.support.vm.machine import Run, run
 from tests.vm.guest.checks import CHECKS, DIFFERENT, KEYS, WITHOUT_KEYS
 
@@ -22,7 +23,7 @@ def machine(suite: str) -> Run | str:
     """What the machine with that kernel said; or why there is none."""
     try:
         return run(kernel(suite), WANTED[suite])
-    except MachineUnavailable as error:
+    except Unavailable as error:
         return f"no virtual machine: {error}"
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.istio.binaries import IstioUnavailable, find
+from tests.support.cache import Unavailable
+from tests.support.istio.binaries import find
 from tests.support.istio.definitions import install_definitions
 from tests.support.istio.istiod import Istiod
 from tests.support.kube import binaries as kubernetes
 from tests.support.kube.cluster import Cluster
-from tests.support.kube.go import KubernetesUnavailable
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,12 +24,12 @@ def istio_binaries() -> None:
     """Without them these tests mean nothing: they are left out, and the run's end says so."""
     try:
         find("pilot-discovery")
-    except IstioUnavailable as error:
+    except Unavailable as error:
         pytest.skip(f"no Istio: {error}")
     try:
         kubernetes.find("etcd")
         kubernetes.find("kube-apiserver")
-    except KubernetesUnavailable as error:
+    except Unavailable as error:
         pytest.skip(f"no Kubernetes: {error}")
 
 

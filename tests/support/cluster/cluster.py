@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.support.cache import Unavailable
 from tests.support.cluster.images import make_images
 from tests.support.cluster.links import NodeAddresses, make_host
 from tests.support.cluster.node import Node
@@ -17,7 +18,6 @@ from tests.support.cluster.plane import NodeApi, make_keys, start_plane
 from tests.support.cluster.programs import Programs
 from tests.support.kube.api import ApiFailure, Json
 from tests.support.kube.binaries import API, NODES, find
-from tests.support.kube.go import KubernetesUnavailable
 from tests.support.program import wait_for
 
 NUMBERS = (1, 2)
@@ -37,7 +37,7 @@ def missing() -> str | None:
     try:
         for name in (*API, *NODES):
             find(name)
-    except KubernetesUnavailable as error:
+    except Unavailable as error:
         return str(error)
     packages = {_DEBIAN[each] for each in _DEBIAN if shutil.which(each) is None}
     if not (CNI_PLUGINS / "ptp").exists():

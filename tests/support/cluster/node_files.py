@@ -56,7 +56,7 @@ def write_disk(
         images: the archives of all that its pods may run.
 
     Raises:
-        KubernetesUnavailable: a binary is missing.
+        Unavailable: a binary is missing.
     """
     for each in _OVERLAYS:
         layer = folder / "root" / each.strip("/").replace("/", "-")

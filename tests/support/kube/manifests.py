@@ -41,7 +41,7 @@ def kustomize(folder: Path) -> list[Json]:
     """What `kubectl kustomize` itself makes of any folder.
 
     Raises:
-        KubernetesUnavailable: there is no kubectl.
+        Unavailable: there is no kubectl.
         subprocess.CalledProcessError: it refuses the folder; its words are on standard error.
     """
     command = [str(find("kubectl")), "kustomize", str(folder)]

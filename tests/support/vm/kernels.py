@@ -9,9 +9,7 @@ differs: `NEW` can change the keys of a connection (Linux 6.14), `OLD` cannot.
 
 from __future__ import annotations
 
-import fcntl
 import lzma
-import os
 import re
 import shutil
 import subprocess
@@ -20,6 +18,8 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from tests.support.cache import CANNOT, Unavailable, alone, cache
 
 NEW: Final = "trixie-backports"
 OLD: Final = "bookworm"
@@ -37,10 +37,6 @@ WANTED: Final = (
 _FOLDERS: Final = ("/net/tls/", "/crypto/", "/arch/x86/", "/lib/")
 
 
-class MachineUnavailable(Exception):
-    """No virtual machine can be had here; the text says why."""
-
-
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """An unpacked kernel.
@@ -56,19 +52,10 @@ class Kernel:
     modules: tuple[Path, ...]
 
 
-def cache() -> Path:
-    """Where all of it lies."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "ambientd" / "vm"
-
-
 def kernel(suite: str) -> Kernel:
-    """The kernel of a suite of Debian, fetched first where needed. Raises MachineUnavailable."""
-    home = cache()
-    home.mkdir(parents=True, exist_ok=True)
-    folder = home / suite
-    with open(home / f"{suite}.lock", "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test runs may start at once
+    """The kernel of a suite of Debian, fetched first where needed. Raises Unavailable."""
+    folder = cache("vm") / suite
+    with alone(folder.with_suffix(".lock")):
         if not (folder / "modules.txt").exists():
             _fetch(suite, folder)
     names = (folder / "modules.txt").read_text().split()
@@ -82,9 +69,9 @@ def kernel(suite: str) -> Kernel:
 def _fetch(suite: str, folder: Path) -> None:
     for tool in ("apt-get", "apt-cache", "dpkg-deb"):
         if shutil.which(tool) is None:
-            raise MachineUnavailable(f"no {tool}: a kernel is fetched on Debian only")
+            raise Unavailable(f"no {tool}: a kernel is fetched on Debian only")
     if not Path(_KEYRING).exists():
-        raise MachineUnavailable(f"no {_KEYRING} (Debian: debian-archive-keyring)")
+        raise Unavailable(f"no {_KEYRING} (Debian: debian-archive-keyring)")
     fresh = folder.with_name(folder.name + ".new")
     if fresh.exists():
         shutil.rmtree(fresh)
@@ -115,7 +102,7 @@ def _download(suite: str, folder: Path) -> list[Path]:
     _run(["apt-get", *settings, "-qq", "update"], apt)
     image = _needed(_run(["apt-cache", *settings, "show", _META], apt), "image")
     if not image:
-        raise MachineUnavailable(f"Debian's {suite} has no {_META}")
+        raise Unavailable(f"Debian's {suite} has no {_META}")
     # Newer packages keep the kernel and its modules in two others.
     inside = _run(["apt-cache", *settings, "show", *image], apt)
     wanted = _needed(inside, "binary") + _needed(inside, "modules")
@@ -136,9 +123,9 @@ def _run(command: list[str], folder: Path) -> str:
             command, cwd=folder, capture_output=True, text=True, check=False, timeout=_SECONDS
         )
     except subprocess.TimeoutExpired:
-        raise MachineUnavailable(f"{command[0]} was not done after {_SECONDS} s") from None
+        raise Unavailable(f"{command[0]} was not done after {_SECONDS} s") from None
     if done.returncode:
-        raise MachineUnavailable(f"{command[0]}: {done.stderr.strip()[-500:]}")
+        raise Unavailable(f"{command[0]}: {done.stderr.strip()[-500:]}")
     return done.stdout
 
 
@@ -156,10 +143,10 @@ def _unpack(packages: list[Path], folder: Path) -> None:
                 if member.isfile():
                     _take(archive, member, found)
         if reading.returncode:
-            raise MachineUnavailable(f"{package.name} cannot be unpacked")
+            raise Unavailable(f"{package.name} cannot be unpacked")
     if not {"release", "vmlinuz", "tls"} <= found.keys():
         names = ", ".join(package.name for package in packages)
-        raise MachineUnavailable(f"no kernel with a tls module in {names}")
+        raise Unavailable(f"no kernel with a tls module in {names}")
     ordered: list[str] = []
     for wanted in WANTED:
         _with_needs(wanted.replace("-", "_"), found, ordered)
@@ -203,6 +190,6 @@ if __name__ == "__main__":
         for one in (NEW, OLD):
             made = kernel(one)
             print(f"{made.release}: {made.image.parent}")
-    except MachineUnavailable as error:
+    except Unavailable as error:
         print(error, file=sys.stderr)
-        sys.exit(3)
+        sys.exit(CANNOT)

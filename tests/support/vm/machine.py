@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tests.support.cache import Unavailable
 from tests.support.vm.initramfs import build
-from tests.support.vm.kernels import Kernel, MachineUnavailable
+from tests.support.vm.kernels import Kernel
 from tests.vm.guest.report import MARK
 
 QEMU: Final = "qemu-system-x86_64"
@@ -44,12 +45,12 @@ def run(kernel: Kernel, checks: Sequence[str]) -> Run:
     """Boots the kernel, runs checks by their names, waits for the machine to switch itself off.
 
     Raises:
-        MachineUnavailable: there is no QEMU here.
+        Unavailable: there is no QEMU here.
     """
     if platform.machine() != "x86_64":
-        raise MachineUnavailable("its Python is this machine's, and its processor an x86-64")
+        raise Unavailable("its Python is this machine's, and its processor an x86-64")
     if shutil.which(QEMU) is None:
-        raise MachineUnavailable(f"no {QEMU} (Debian: qemu-system-x86)")
+        raise Unavailable(f"no {QEMU} (Debian: qemu-system-x86)")
     with tempfile.TemporaryDirectory() as folder:
         initramfs = Path(folder, "initramfs")
         initramfs.write_bytes(build(kernel, checks))
