@@ -28,7 +28,8 @@ from ztunnel.mesh.workload import (
 )
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.context import Context
-from ztunnel.proxy.local_pod import PodInfo
+from ztunnel.proxy.gatekeeper import Gatekeeper
+from ztunnel.proxy.local_pod import LocalPods, PodInfo
 from ztunnel.proxy.pod import PodProxy
 from ztunnel.relay.engine import Engine
 from ztunnel.telemetry.access_log import AccessLog
@@ -101,6 +102,8 @@ class Proxies:
         )
         self.context.rng = random.Random(1)
         self.pods: dict[str, PodProxy] = {}
+        self.neighbours: LocalPods = {}
+        self.gatekeeper: Gatekeeper | None = None
         self.captures: list[Capture] = []
         self.names: dict[str, list[str]] = {}
         self.on_demand: dict[str, Sequence[Resource] | None] = {}
@@ -146,7 +149,7 @@ class Proxies:
         info = PodInfo(name, name, NAMESPACE, described.service_account)
         namespace = network.duplicate()
         try:
-            pod = PodProxy(self.context, info, namespace, {})
+            pod = PodProxy(self.context, self.neighbours, info, namespace, {})
         except OSError:
             namespace.close()
             raise

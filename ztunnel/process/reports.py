@@ -4,9 +4,9 @@ import threading
 from collections.abc import Iterable
 
 from ztunnel.config import Config
-from ztunnel.kernel.paths import NOT_TRIED
 from ztunnel.process import messages
 from ztunnel.process.carried import Telling
+from ztunnel.process.gates import Gates
 from ztunnel.process.link import Link
 from ztunnel.process.log_flush import LogFlush
 from ztunnel.process.logs import WorkerLogs
@@ -23,11 +23,12 @@ class Reports:
 
     Attributes:
         logs: where its lines go.
-        direct: why the path past the proxy is off; empty text where it is on.
     """
 
-    def __init__(self, config: Config, slot: str, engine: Engine, counters: Counters) -> None:
-        self.direct = NOT_TRIED
+    def __init__(
+        self, config: Config, slot: str, engine: Engine, counters: Counters, gates: Gates
+    ) -> None:
+        self._gates = gates
         self._slot = slot
         self._engine = engine
         self._counters = counters
@@ -60,7 +61,7 @@ class Reports:
 
     def kernel_paths(self) -> dict[str, str]:
         """Path to "on", or to why it is off."""
-        reasons = {"direct": self.direct, **self._engine.paths.reasons}
+        reasons = {"direct": self._gates.off, **self._engine.paths.reasons}
         return {name: reason or "on" for name, reason in reasons.items()}
 
     def count(self, context: Context, pods: Iterable[PodProxy]) -> None:

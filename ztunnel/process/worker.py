@@ -7,37 +7,32 @@ nor Kubernetes nor a metrics library: memory is paid per worker.
 
 import gc
 import logging
-import pickle
 import signal
 import socket
 import time
-from collections.abc import Sequence
 from typing import Any, Final
 
 import trio
 
 from ztunnel.config import Config
 from ztunnel.config.model import ProxyMode, UnknownPolicy
-from ztunnel.kernel.direct_probe import DirectProbeError, probe_direct
-from ztunnel.kernel.paths import NOT_TRIED
 from ztunnel.linux.fds import raise_file_limit
 from ztunnel.linux.netns import NetworkNamespace
-from ztunnel.mesh.changes import Batch, Changes, Resource
 from ztunnel.mesh.state import MeshState
-from ztunnel.mesh.workload import Workload
 from ztunnel.process import messages
 from ztunnel.process.channel import Channel, Message
+from ztunnel.process.gates import Gates
 from ztunnel.process.link import Link
+from ztunnel.process.mesh_copy import MeshCopy
 from ztunnel.process.questions import Questions, resolve
 from ztunnel.process.reports import Reports
 from ztunnel.proxy.certificates import CertificateStore
 from ztunnel.proxy.context import Context
-from ztunnel.proxy.gate import Gatekeeper, leave_captured
 from ztunnel.proxy.gathering import LOOK_EVERY, Business, look_at
-from ztunnel.proxy.local_pod import PodInfo
+from ztunnel.proxy.local_pod import LocalPods, PodInfo
 from ztunnel.proxy.pod import PodProxy
 from ztunnel.relay.engine import Engine
-from ztunnel.relay.probe import OFF, probe_paths
+from ztunnel.relay.probe import probe_paths
 from ztunnel.telemetry.counters import Counters
 from ztunnel.tls.crl import RevocationList
 from ztunnel.tls.workload_certificate import WorkloadCertificate
@@ -66,13 +61,14 @@ class Worker:
             ignore_unknown_policies=config.unknown_policy is UnknownPolicy.ALLOW,
         )
         self._counters = Counters()
-        self._reports = Reports(config, self._slot, self._engine, self._counters)
         self._certificates = CertificateStore(self._ask_certificate)
         self._control: Link | None = None
         self._supervisor: Link | None = None
         self._pods: dict[str, PodProxy] = {}
-        self._judged: dict[str, Workload | None] = {}  # by pod: what its connections were judged by
-        self._snapshot_names: set[str] | None = None
+        self._neighbours: LocalPods = {}
+        self._mesh = MeshCopy(self._state, self._pods, lambda: self.context.registry)
+        self._gates = Gates(config, self._slot, self._pods, self._neighbours)
+        self._reports = Reports(config, self._slot, self._engine, self._counters, self._gates)
         self._questions = Questions(
             self._state,
             lambda: self._control is not None,
@@ -158,8 +154,7 @@ class Worker:
         if self._draining:
             return
         self._draining = True
-        if self.context.gatekeeper is not None:
-            self.context.gatekeeper.drain()
+        self._gates.drain()
         for pod in self._pods.values():
             pod.drain()
         self.context.spawn(self._end_when_drained, seconds)
@@ -217,34 +212,9 @@ class Worker:
         self._send(messages.KERNEL_PATHS, self._reports.kernel_paths())
 
     async def _open_gates(self) -> None:
-        """Tries whether connections between pods of this node can pass by, and lets them. One
-        worker does that for all: both ends of a connection must be known in one place."""
-        if not self._config.kernel.direct:
-            self._reports.direct = OFF
-        elif self._slot != "0":
-            self._reports.direct = "worker 0 sees to it"
-        elif self._config.mode is not ProxyMode.SHARED:
-            self._reports.direct = "there is one pod only"
-        else:
-            try:
-                await trio.to_thread.run_sync(probe_direct)
-            except DirectProbeError as error:
-                self._reports.direct = str(error)
-                log.info("kernel path direct is off: %s", error)
-            else:
-                self._reports.direct = ""
-        if not self._reports.direct and not self._draining:
-            self.context.gatekeeper = Gatekeeper(self.context)
-            self.context.gatekeeper.tick()
-        for pod in self._pods.values():
-            self._leave_captured(pod)
+        if await self._gates.open():
+            self._gates.keep(self.context)
         self._send(messages.KERNEL_PATHS, self._reports.kernel_paths())
-
-    def _leave_captured(self, pod: PodProxy) -> None:
-        """Where this worker would have the pod's gate, and has not."""
-        off = self._reports.direct not in ("", NOT_TRIED)
-        if off and self._slot == "0" and pod.namespace is not None:
-            leave_captured(pod)
 
     def _offer(self, pod: PodProxy) -> None:
         info, sockets = pod.info, pod.sockets()
@@ -275,12 +245,13 @@ class Worker:
     def _from_control(self, message: Message) -> None:
         kind, values = message.kind, message.values
         if kind == messages.UPDATE:
-            self._update(*values)
+            sequence, *update = values
+            self._mesh.update(*update)
+            self._send(messages.APPLIED, sequence)
         elif kind == messages.SNAPSHOT:
-            self._snapshot_names = set()
-            self._changed(self._state.replace_policies(pickle.loads(values[0])))
+            self._mesh.begin_snapshot(values[0])
         elif kind == messages.SNAPSHOT_END:
-            self._end_snapshot()
+            self._mesh.end_snapshot()
         elif kind == messages.POD:
             self._add_pod(message)
         elif kind == messages.POD_GONE:
@@ -303,46 +274,6 @@ class Worker:
             self._questions.looked_up(*values)
         elif kind == messages.DUMP:
             self._send(messages.DUMPED, values[0], self.context.registry.describe())
-
-    def _update(
-        self,
-        sequence: int,
-        resources: bytes,
-        removed: Sequence[str],
-        removed_policies: Sequence[str],
-    ) -> None:
-        # Our own control process made this, from what it has checked.
-        upserts: list[Resource] = pickle.loads(resources)
-        if self._snapshot_names is not None:
-            self._snapshot_names.update(
-                one.uid if isinstance(one, Workload) else one.key for one in upserts
-            )
-        self._changed(self._state.apply(Batch(upserts, removed, removed_policies)))
-        self._send(messages.APPLIED, sequence)
-
-    def _end_snapshot(self) -> None:
-        names, self._snapshot_names = self._snapshot_names, None
-        self._changed(self._state.keep_only(names or ()))
-        if not self._pods:
-            # The mesh is most of what lives here, and lives long: the collector of cycles must
-            # not walk through it while bytes wait. Without pods there are no cycles to lose.
-            gc.collect()
-            gc.freeze()
-
-    def _changed(self, changes: Changes) -> None:
-        if not changes:
-            return
-        affected = set()
-        for uid, pod in self._pods.items():
-            workload, judged = pod.workload(), self._judged.get(uid)
-            same = workload is not None and judged is not None and workload.uid == judged.uid
-            if not same or any(one is None or changes.rejudge(one) for one in (workload, judged)):
-                affected.add(uid)
-            self._judged[uid] = workload
-        if affected:
-            self.context.registry.rejudge(self._state, changes, affected)
-        for pod in self._pods.values():
-            pod.mesh_changed()
 
     def _add_pod(self, message: Message) -> None:
         uid, serial, name, namespace, account, has_namespace, kinds = message.values
@@ -381,20 +312,22 @@ class Worker:
                 raise RuntimeError("this ztunnel is being shut down")
             # Without a namespace it is the one workload of dedicated mode, or else ourselves.
             ourselves = netns is None and self._config.mode is ProxyMode.SHARED
-            pod = PodProxy(self.context, info, netns, listeners, only_tunnels=ourselves)
+            pod = PodProxy(
+                self.context, self._neighbours, info, netns, listeners, only_tunnels=ourselves
+            )
         except BaseException:
             if netns is not None:
                 netns.close()
             raise
         self._pods[info.uid] = pod
-        self._leave_captured(pod)
+        self._gates.joined(pod)
         self.context.spawn(pod.run)
         pod.mesh_changed()
         return pod
 
     def _remove_pod(self, uid: str) -> None:
         pod = self._pods.pop(uid, None)
-        self._judged.pop(uid, None)
+        self._mesh.forget(uid)
         if pod is None:
             return
         pod.close("the pod left the mesh")
@@ -432,17 +365,9 @@ class Worker:
                     pod.tick(now)
                 except Exception:  # it must not cost the other pods, nor the worker
                     log.exception("housekeeping of pod %s failed", pod)
-            self._tend_gates()
+            self._gates.tend()
             self._reports.count(self.context, self._pods.values())
             self._reports.ship()
-
-    def _tend_gates(self) -> None:
-        keeper = self.context.gatekeeper
-        if keeper is not None:
-            try:
-                keeper.tick()
-            except Exception:  # what it cannot do is captured as ever
-                log.exception("the gates of the pods could not be seen to")
 
 
 def main(config: Config, slot: int, supervisor: socket.socket) -> int:

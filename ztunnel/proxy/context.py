@@ -4,7 +4,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import trio
 
@@ -27,10 +27,6 @@ from ztunnel.telemetry.counters import Cell, Counters
 from ztunnel.telemetry.labels import UNKNOWN_PEER, Peer
 from ztunnel.telemetry.peers import PeerTable
 from ztunnel.tls.contexts import ContextCache
-
-if TYPE_CHECKING:
-    from ztunnel.proxy.gate import Gatekeeper
-    from ztunnel.proxy.local_pod import LocalPod
 
 log = logging.getLogger("ztunnel.proxy")
 
@@ -87,8 +83,6 @@ class Context:
         self.answered = counters.histogram(
             "ztunnel_handshake_duration_seconds", "outbound", "answer", "ok"
         )
-        self.local_pods: dict[tuple[str, str], LocalPod] = {}  # by namespace and name
-        self.gatekeeper: Gatekeeper | None = None  # where this worker has the pods' gates
         self._paths: dict[str, tuple[Cell, Cell]] = {}
         # Whether others listen on the same ports.
         self.has_company = sockets.port_reuse and config.workers > 1

@@ -8,23 +8,40 @@ tracking, which knows who closed first. To end one, both sockets are aborted.
 
 import logging
 import time
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from ztunnel.linux.sockets import SocketAddress
-from ztunnel.linux.tcp_sockets import ESTABLISHED, TIME_WAIT, Tally
+from ztunnel.linux.tcp_sockets import ESTABLISHED, TIME_WAIT, Tally, TcpSockets
 from ztunnel.mesh.changes import Changes
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.connection import Connection
+from ztunnel.proxy.local_pod import LocalPod
 from ztunnel.proxy.neighbour import ToNeighbour
 from ztunnel.relay.flow import ClosedBy, Outcome
 from ztunnel.telemetry.labels import CONNECT
 
-if TYPE_CHECKING:
-    from ztunnel.proxy.gate import Gate
-
 log = logging.getLogger("ztunnel.proxy")
 
 ARRIVAL: Final = 3.0  # seconds within which a first packet must have come through the node
+_DISTRUST: Final = 600.0  # seconds for which a pair of pods is left to tunnels
+_LOOKS: Final = 500  # connections whose counts are asked for at a time
+
+_Ends = tuple[SocketAddress, SocketAddress]
+
+
+class End(Protocol):
+    """One end of such a connection: the gate of the pod there."""
+
+    pod: LocalPod
+    sockets: TcpSockets
+    closed: bool
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the pod's rules ask it about first packets."""
+
+    def how_ended(self, flow: "DirectFlow") -> tuple[ClosedBy | None, bool]:
+        """(who closed first, whether it was reset) of a connection that the pod opened."""
 
 
 class DirectOutbound(Connection):
@@ -57,7 +74,8 @@ class DirectFlow:
     """A connection from the moment its first packet was let go.
 
     Args:
-        near, far: the gates of both pods.
+        flows: what it belongs to from `DirectFlows.add` on.
+        near, far: the ends at both pods.
         destination: where the client connects to, which may be a service.
         target: the socket at the other pod.
         sequence: of the first packet; nobody else can know it.
@@ -70,20 +88,22 @@ class DirectFlow:
 
     __slots__ = (
         "_first_gone", "_inbound", "_looked_at", "_missing", "_outbound", "arrived", "begun",
-        "client", "closed", "destination", "far", "far_end", "from_client", "from_server", "mark",
-        "near", "near_end", "path", "sequence", "target",
+        "client", "closed", "destination", "far", "far_end", "flows", "from_client", "from_server",
+        "mark", "near", "near_end", "path", "sequence", "target",
     )  # fmt: skip
 
     def __init__(
         self,
-        near: "Gate",
-        far: "Gate",
+        flows: "DirectFlows",
+        near: End,
+        far: End,
         client: SocketAddress,
         destination: SocketAddress,
         target: SocketAddress,
         sequence: int,
         mark: int,
     ) -> None:
+        self.flows = flows
         self.near = near
         self.far = far
         self.client = client
@@ -162,7 +182,7 @@ class DirectFlow:
     def _astray(self, near: Tally) -> None:
         """The first packet did not come to the other pod: something between the pods holds it
         back (a NetworkPolicy that lets tunnels pass alone, say), or turns it elsewhere."""
-        self.near.keeper.distrust(self)
+        self.flows.distrust(self)
         state = "is answered from elsewhere" if near.state == ESTABLISHED else "does not arrive"
         reason = f"the first packet to {self.target[0]}:{self.target[1]} of this node {state}"
         for connection in (self._outbound, self._inbound):
@@ -179,26 +199,26 @@ class DirectFlow:
         self._close(Outcome(ClosedBy.PROXY, reason, self.from_client, self.from_server))
 
     def _kill(self) -> None:
-        for gate, local, remote in (
+        for end, local, remote in (
             (self.near, self.client, self.destination),
             (self.far, self.target, self.client),
         ):
             try:
-                tally = gate.sockets.look(local, remote)
-                gate.sockets.abort(local, remote)
+                tally = end.sockets.look(local, remote)
+                end.sockets.abort(local, remote)
             except OSError as error:
                 # It must not live on: tried again until it succeeds.
                 log.error("%s:%d cannot be reset, trying again: %s", *local, error)
-                gate.keeper.condemn(gate, local, remote)
+                self.flows.condemn(end, local, remote)
                 continue
-            if tally is not None and gate is self.near:
+            if tally is not None and end is self.near:
                 self.from_client = max(tally.sent, self.from_client)
                 self.from_server = max(tally.received, self.from_server)
 
     def _not_connected(self) -> None:
         host, port = self.target
         reason = f"connect to {host}:{port}: refused, without an answer, or given up by the client"
-        self.near.keeper.forget(self)
+        self.flows.forget(self)
         self.closed = True
         for connection in (self._outbound, self._inbound):
             connection.flow = None
@@ -225,6 +245,85 @@ class DirectFlow:
         if self.closed:
             return
         self.closed = True
-        self.near.keeper.forget(self)
+        self.flows.forget(self)
         self._outbound.flow_ended(outcome)
         self._inbound.flow_ended(outcome)
+
+
+class DirectFlows:
+    """All that are under way on a node, and the pods between which they do not arrive.
+
+    Attributes:
+        begun: by what the client sees: its own address, and where it connects to.
+        arriving: the same by what the other pod sees.
+    """
+
+    def __init__(self) -> None:
+        self.begun: dict[_Ends, DirectFlow] = {}
+        self.arriving: dict[_Ends, DirectFlow] = {}
+        self._distrusted: dict[tuple[str, str], float] = {}
+        self._condemned: list[tuple[End, SocketAddress, SocketAddress]] = []
+
+    def add(self, flow: DirectFlow) -> None:
+        """A connection is let go."""
+        self.begun[flow.client, flow.destination] = flow
+        self.arriving[flow.client, flow.target] = flow
+
+    def forget(self, flow: DirectFlow) -> None:
+        """It has ended."""
+        for table, key in (
+            (self.begun, (flow.client, flow.destination)),
+            (self.arriving, (flow.client, flow.target)),
+        ):
+            if table.get(key) is flow:
+                del table[key]
+
+    def trusts(self, near: LocalPod, far: LocalPod) -> bool:
+        """False while first packets between these two are known to get lost."""
+        until = self._distrusted.get((near.uid, far.uid))
+        return until is None or until < time.monotonic()
+
+    def distrust(self, flow: DirectFlow) -> None:
+        """Leaves what goes between two pods to tunnels for a while."""
+        near, far = flow.near.pod, flow.far.pod
+        self._distrusted[near.uid, far.uid] = time.monotonic() + _DISTRUST
+        log.warning(
+            "connections from pod %s to pod %s do not arrive past the proxies; tunnels serve them"
+            " for %d minutes", near, far, _DISTRUST / 60,
+        )  # fmt: skip
+
+    def condemn(self, end: End, local: SocketAddress, remote: SocketAddress) -> None:
+        """A socket that could not be aborted yet."""
+        self._condemned.append((end, local, remote))
+
+    def look_after(self) -> set[End]:
+        """Once a second: asks for counts, in turns; finds ends that nobody told of.
+
+        Returns:
+            the ends that have connections.
+        """
+        self._execute()
+        busy: set[End] = set()
+        for number, flow in enumerate(list(self.begun.values())):
+            busy.update((flow.near, flow.far))
+            half_over = flow.near_end is not None or flow.far_end is not None
+            if number >= _LOOKS and not half_over and flow.arrived:
+                continue
+            try:
+                flow.look()
+            except OSError as error:
+                log.debug("a connection cannot be looked at: %s", error)
+            if not flow.closed:
+                # To the end of the queue, so that all have their turn.
+                key = flow.client, flow.destination
+                self.begun[key] = self.begun.pop(key)
+        return busy
+
+    def _execute(self) -> None:
+        waiting, self._condemned = self._condemned, []
+        for end, local, remote in waiting:
+            if not end.closed:
+                try:
+                    end.sockets.abort(local, remote)
+                except OSError:
+                    self.condemn(end, local, remote)

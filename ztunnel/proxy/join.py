@@ -12,7 +12,7 @@ from ztunnel.mesh.inbound import UNAUTHORIZED, UNAVAILABLE, InboundTarget
 from ztunnel.mesh.workload import Workload
 from ztunnel.proxy.admit import admit
 from ztunnel.proxy.connection import failure_of
-from ztunnel.proxy.context import Context
+from ztunnel.proxy.local_pod import LocalPod
 from ztunnel.proxy.neighbour import Neighbour, ToNeighbour, find_neighbour
 from ztunnel.proxy.upstream import connect_to_application
 from ztunnel.relay.connect import Connecting
@@ -102,14 +102,14 @@ class BothSides:
         self._joined.flow_ended(outcome)
 
 
-def join(context: Context, source: Source, client: Workload, decision: Hbone) -> bool:
+def join(pod: LocalPod, source: Source, client: Workload, decision: Hbone) -> bool:
     """Begins to join, if that is switched on and both pods are here and in order.
 
     Returns:
         Whether `source.joined` or `source.not_joined` will be called (or was); else the
         connection must take a tunnel.
     """
-    neighbour = find_neighbour(context, source.client[0], client, decision)
+    neighbour = find_neighbour(pod, source.client[0], client, decision)
     if neighbour is None:
         return False
     Joined(neighbour, source).start(neighbour.target)

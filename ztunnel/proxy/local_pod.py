@@ -1,5 +1,6 @@
 """A pod of this node: who it is, and its tunnels to others. What listens for it is in `pod`."""
 
+from contextlib import ExitStack
 from typing import Final
 
 import trio
@@ -39,6 +40,7 @@ class LocalPod:
     """What connections of one pod need of it.
 
     Args:
+        neighbours: the pods of this node, itself among them while it is served.
         namespace: the pod's; None means the process's own.
         keep_source: applications see their clients' own addresses.
 
@@ -47,17 +49,20 @@ class LocalPod:
         identities: that it has had; the pod may outlive its workload.
         network_header: what gateways of other networks are told.
         scope: cancelled when it is closed.
+        companions: what is closed with it, before its namespace is.
     """
 
     def __init__(
         self,
         context: Context,
+        neighbours: "LocalPods",
         info: PodInfo,
         namespace: NetworkNamespace | None,
         keep_source: bool,
     ) -> None:
         self.keep_source = keep_source
         self.context = context
+        self.neighbours = neighbours
         self.info = info
         self.uid = info.uid
         self.namespace = namespace
@@ -66,6 +71,7 @@ class LocalPod:
         self.resolver = make_resolver(context)
         self.identities: set[Identity] = set()
         self.scope = trio.CancelScope()
+        self.companions = ExitStack()
         network = context.config.node.network
         self.network_header: tuple[Header, ...] = (
             ((b"x-forwarded-network", network.encode()),) if network else ()
@@ -191,3 +197,7 @@ class LocalPod:
             pool.closed = self.scope.cancel_called
             self._pools[identity] = pool
         return pool
+
+
+LocalPods = dict[tuple[str, str], LocalPod]
+"""By namespace and name."""

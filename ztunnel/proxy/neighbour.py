@@ -19,7 +19,6 @@ from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
 from ztunnel.proxy.admit import judge_again
 from ztunnel.proxy.connection import Connection
-from ztunnel.proxy.context import Context
 from ztunnel.proxy.local_pod import LocalPod
 from ztunnel.telemetry.labels import CERT_REVOKED, IDENTITY_ERROR, NO_FLAGS
 from ztunnel.telemetry.record import ConnectionRecord
@@ -60,13 +59,18 @@ class Neighbour:
 
 
 def find_neighbour(
-    context: Context, client_ip: str, client: Workload, decision: Hbone
+    source: LocalPod, client_ip: str, client: Workload, decision: Hbone
 ) -> Neighbour | None:
-    """The pod that a decision leads to, if both pods are here and in order, and may be joined."""
+    """The pod that a decision leads to, if both pods are here and in order, and may be joined.
+
+    Args:
+        source: the pod that connects, from `client_ip`; `client` as the mesh describes it.
+    """
+    context = source.context
     if decision.via is not Via.WORKLOAD or not context.may_join(client):
         return None
     found, (address, _) = decision.workload, decision.next_hop
-    pod = context.local_pods.get((found.namespace, found.name))
+    pod = source.neighbours.get((found.namespace, found.name))
     workload = pod.workload() if pod is not None else None
     if pod is None or workload is None or workload.uid != found.uid:
         return None

@@ -224,16 +224,16 @@ class Outbound(Connection):
         workload = self._workload
         assert workload is not None
         self._taken = route
-        if not join(self.context, self, workload, route.decision):
+        if not join(self._pod, self, workload, route.decision):
             self._tunnel_to(route)
 
     # ---- joined with a pod of this node
 
     def joined(self, sock: socket.socket, other: Joined) -> None:
         """The application there is connected to."""
-        context, route, info = self.context, self._taken, self._pod.info
+        context, route, pod = self.context, self._taken, self._pod
         assert route is not None
-        if context.local_pods.get((info.namespace, info.name)) is not self._pod:
+        if pod.scope.cancel_called:
             context.engine.close_later(sock)
             other.fail_record(CONNECT, "the client's pod has left the mesh")
             self._refuse_early("the pod has left the mesh")

@@ -12,7 +12,7 @@ from ztunnel.proxy.context import Context
 from ztunnel.proxy.dns import PodDns
 from ztunnel.proxy.gathering import ENOUGH, ENOUGH_TUNNELS, Gathered
 from ztunnel.proxy.listener import Accepted, Listener
-from ztunnel.proxy.local_pod import LocalPod, PodInfo
+from ztunnel.proxy.local_pod import LocalPod, LocalPods, PodInfo
 from ztunnel.proxy.neighbour import ToNeighbour
 from ztunnel.proxy.outbound import accept_outbound
 from ztunnel.proxy.plaintext import accept_plaintext
@@ -28,6 +28,7 @@ class PodProxy(LocalPod):
     """Serves one pod from inside its network namespace.
 
     Args:
+        neighbours: the pods of this node, which it joins.
         namespace: the pod's; None means the process's own (dedicated mode, and ourselves).
         listeners: descriptors of a predecessor by kind, in place of new ones: what waits in
             their queues is served, not lost.
@@ -38,18 +39,20 @@ class PodProxy(LocalPod):
     def __init__(
         self,
         context: Context,
+        neighbours: LocalPods,
         info: PodInfo,
         namespace: NetworkNamespace | None,
         listeners: dict[str, socket.socket],
         only_tunnels: bool = False,
     ) -> None:
-        super().__init__(context, info, namespace, context.keep_source and not only_tunnels)
+        keep_source = context.keep_source and not only_tunnels
+        super().__init__(context, neighbours, info, namespace, keep_source)
         self._only_tunnels = only_tunnels
         self.arrivals = Arrivals(self)
         self._listeners: dict[str, Listener] = {}
         self._dns: PodDns | None = None
         self._listen(listeners)
-        context.local_pods[info.namespace, info.name] = self
+        neighbours[info.namespace, info.name] = self
 
     # ---- listeners
 
@@ -160,8 +163,8 @@ class PodProxy(LocalPod):
     def close(self, reason: str) -> None:
         """Ends everything of the pod now."""
         key = self.info.namespace, self.info.name
-        if self.context.local_pods.get(key) is self:
-            del self.context.local_pods[key]
+        if self.neighbours.get(key) is self:
+            del self.neighbours[key]
         self.scope.cancel()
         for listener in self._listeners.values():
             listener.close()
@@ -171,8 +174,7 @@ class PodProxy(LocalPod):
         for pool in self._pools.values():
             pool.close(reason)
         self.arrivals.close(reason)
-        if self.context.gatekeeper is not None:
-            self.context.gatekeeper.leave(self)
+        self.companions.close()
         self.sockets_ahead.close()
         if self.namespace is not None:
             self.namespace.close()

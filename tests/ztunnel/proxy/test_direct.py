@@ -19,7 +19,8 @@ from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.linux.nftables import Nftables
 from ztunnel.linux.packet_queue import is_bound
 from ztunnel.proxy import direct
-from ztunnel.proxy.gate import Gate, Gatekeeper, leave_captured
+from ztunnel.proxy.gate_rules import GateRules, leave_captured
+from ztunnel.proxy.gatekeeper import Gatekeeper
 from ztunnel.tls.crl import RevocationList
 
 pytestmark = pytest.mark.root
@@ -33,7 +34,7 @@ async def gated_pair(*, ipv6: bool = False) -> AsyncIterator[Pair]:
             proxies(room, ZTUNNEL_JOIN_PODS="true") as mesh,
             trio.open_nursery() as nursery,
         ):
-            mesh.context.gatekeeper = keeper = Gatekeeper(mesh.context)
+            mesh.gatekeeper = keeper = Gatekeeper(mesh.context, mesh.neighbours)
             versions = (4, 6) if ipv6 else (4,)
             client, server = (
                 mesh.enroll(name, addresses=tuple(room.ip(name, version) for version in versions))
@@ -61,7 +62,7 @@ async def pair() -> AsyncIterator[Pair]:
 
 
 def keeper_of(pair: Pair) -> Gatekeeper:
-    keeper = pair.mesh.context.gatekeeper
+    keeper = pair.mesh.gatekeeper
     assert keeper is not None
     return keeper
 
@@ -95,14 +96,14 @@ def die(pair: Pair) -> None:
         gate.unwatch()
         for held in (gate._queue, gate.sockets, gate._conntrack):
             held.close()
-    for flow in list(keeper.begun.values()):
-        keeper.forget(flow)
+    for flow in list(keeper.flows.begun.values()):
+        keeper.flows.forget(flow)
     keeper.drain()  # the ticks of this test go on
-    pair.mesh.context.gatekeeper = Gatekeeper(pair.mesh.context)
+    pair.mesh.gatekeeper = Gatekeeper(pair.mesh.context, pair.mesh.neighbours)
 
 
 def straight(pair: Pair) -> int:
-    return len(keeper_of(pair).begun)
+    return len(keeper_of(pair).flows.begun)
 
 
 async def lines(pair: Pair, *parts: str) -> None:
@@ -311,7 +312,7 @@ async def test_nothing_passes_while_nobody_judges(pair: Pair) -> None:
 async def test_a_successor_without_gates_has_everything_captured(pair: Pair) -> None:
     """It was told not to, or its probe has failed: first packets must not wait for it."""
     die(pair)
-    pair.mesh.context.gatekeeper = None
+    pair.mesh.gatekeeper = None
     assert queued(pair, "client")
     for pod in pair.mesh.pods.values():
         leave_captured(pod)
@@ -337,13 +338,13 @@ async def test_a_successor_leaves_alone_what_is_watched(pair: Pair) -> None:
     old = keeper_of(pair)
     old.drain()
     assert not queued(pair, "client")
-    pair.mesh.context.gatekeeper = new = Gatekeeper(pair.mesh.context)
+    pair.mesh.gatekeeper = new = Gatekeeper(pair.mesh.context, pair.mesh.neighbours)
     new.tick()
     assert len(new.gates) == 2
     assert await ask(live) == b"hello"
     another = await pair.dial()
     assert await ask(another) == b"hello"
-    assert (len(old.begun), len(new.begun)) == (1, 1)
+    assert (len(old.flows.begun), len(new.flows.begun)) == (1, 1)
     await live.aclose()
     await lines(pair, 'path="direct"')
     old.close()
@@ -366,7 +367,7 @@ async def test_connections_to_a_pod_that_is_about_to_leave(
     assert (open_connections(pair, "client"), open_connections(pair, "server")) == (1, 1)
     [_, captured] = pair.mesh.captures
     with monkeypatch.context() as patch:
-        patch.setattr(Gate, "keep_filled", lambda *_: None)  # nobody has noticed yet
+        patch.setattr(GateRules, "keep_filled", lambda *_: None)  # nobody has noticed yet
         captured.release()
         early = await pair.dial()
     assert straight(pair) == 2
@@ -438,7 +439,7 @@ async def test_a_pair_whose_packets_get_lost_takes_tunnels(pair: Pair) -> None:
     first = await pair.dial()
     await is_cut(first)
     await lines(pair, "answered from elsewhere", 'response_flags="CONNECT"')
-    assert not keeper.trusts(near, far)
+    assert not keeper.flows.trusts(near, far)
     second = await pair.dial()
     assert await ask(second) == b"hello"
     assert straight(pair) == 0

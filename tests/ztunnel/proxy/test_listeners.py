@@ -75,7 +75,7 @@ async def test_two_workers_share_every_port() -> None:
             first = mesh.pods["client"]
             namespace = room.pod("client").network.duplicate()
             info = PodInfo("other-worker", "client", "shop", "client")
-            second = PodProxy(mesh.context, info, namespace, {})
+            second = PodProxy(mesh.context, mesh.neighbours, info, namespace, {})
             streams = [await pair.dial() for _ in range(2 * ENOUGH)]
             for stream in streams:
                 assert await echoes(stream)

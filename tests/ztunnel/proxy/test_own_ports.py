@@ -28,6 +28,7 @@ async def test_a_scraper_in_the_mesh_reaches_the_metrics_port() -> None:
             mesh.apply(described)
             own = PodProxy(
                 mesh.context,
+                mesh.neighbours,
                 PodInfo("own", "server", NAMESPACE, "server"),
                 room.pod("server").network.duplicate(),
                 {},
