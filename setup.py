@@ -24,6 +24,7 @@ HOT = (
     "ztunnel/relay/pair.py",
     "ztunnel/relay/piped.py",
     "ztunnel/relay/stream.py",
+    "ztunnel/relay/stream_owner.py",
     "ztunnel/relay/tunnel.py",
     "ztunnel/tls/key_schedule.py",
     "ztunnel/tls/records.py",

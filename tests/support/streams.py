@@ -19,7 +19,8 @@ from ztunnel.relay.engine import Engine
 from ztunnel.relay.flow import Outcome
 from ztunnel.relay.kernel_tunnel import make_tunnel
 from ztunnel.relay.stream import StreamFlow
-from ztunnel.relay.tunnel import StreamOwner, Tunnel
+from ztunnel.relay.stream_owner import StreamOwner
+from ztunnel.relay.tunnel import Tunnel
 from ztunnel.tls.contexts import Records
 
 AUTHORITY = pki.make_root()

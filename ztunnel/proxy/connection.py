@@ -1,5 +1,6 @@
 """What every proxied connection does: keep its record, log its line, end once."""
 
+import socket
 import time
 from typing import Any, Final
 
@@ -7,8 +8,9 @@ from ztunnel.linux.sockets import SocketAddress
 from ztunnel.mesh.changes import Changes
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.context import Context
+from ztunnel.relay.connect import ConnectDone, Connecting
 from ztunnel.relay.flow import Flow, Outcome
-from ztunnel.relay.tunnel import StreamOwner
+from ztunnel.relay.stream_owner import StreamOwner
 from ztunnel.telemetry.connections import describe
 from ztunnel.telemetry.labels import CONNECT, Ends
 from ztunnel.telemetry.record import PROXY, ConnectionRecord
@@ -17,9 +19,16 @@ UNKNOWN_WORKLOAD: Final = "unknown workload"  # why a connection is refused earl
 
 
 class Connection(StreamOwner):
-    """A connection from its beginning to its log line. Subclasses say how it is made."""
+    """A connection from its beginning to its log line. Subclasses say how it is made.
 
-    __slots__ = ("client", "context", "ended", "flow", "opened_at", "record", "relayed", "uid")
+    Attributes:
+        connecting: to the application, while that is under way.
+        relayed: bytes that the metrics of its path have.
+    """
+
+    __slots__ = (
+        "client", "connecting", "context", "ended", "flow", "opened_at", "record", "relayed", "uid",
+    )  # fmt: skip
 
     record: ConnectionRecord
 
@@ -30,7 +39,8 @@ class Connection(StreamOwner):
         self.opened_at = time.monotonic()
         self.flow: Flow | None = None
         self.ended = False
-        self.relayed = 0  # bytes that the metrics of its path have
+        self.relayed = 0
+        self.connecting: Connecting | None = None
 
     def open_record(
         self, ends: Ends, destination: SocketAddress, hbone: str, decision: str
@@ -44,6 +54,18 @@ class Connection(StreamOwner):
         self.context.registry.add(self)
         self.context.access_log.opened(record)
         return record
+
+    def wait_for(self, sock: socket.socket, done: ConnectDone) -> None:
+        """Has `done` called once a connect has come to its end, or has had its time."""
+        context = self.context
+        limit = context.deadline(context.config.sockets.connect_timeout)
+        self.connecting = Connecting(context.engine, sock, done, limit)
+
+    def stop_waiting(self) -> None:
+        """Gives up the connect, where one is under way."""
+        if self.connecting is not None:
+            self.connecting.cancel()
+            self.connecting = None
 
     def running(self, flow: Flow) -> None:
         """Bytes flow from now on."""

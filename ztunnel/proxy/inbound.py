@@ -27,9 +27,9 @@ from ztunnel.proxy.approach import Approaches
 from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
 from ztunnel.proxy.local_pod import LocalPod
 from ztunnel.proxy.upstream import connect_to_application
-from ztunnel.relay.connect import Connecting
 from ztunnel.relay.stream import StreamFlow
-from ztunnel.relay.tunnel import NOBODY, Tunnel
+from ztunnel.relay.stream_owner import NOBODY
+from ztunnel.relay.tunnel import Tunnel
 from ztunnel.telemetry.labels import CONNECT, DENY, Ends
 from ztunnel.tls.spiffe import PeerCertificate
 
@@ -98,7 +98,7 @@ class Inbound(Connection):
     """One CONNECT, from its headers to its log line."""
 
     __slots__ = (
-        "_attributes", "_connecting", "_early", "_early_ended", "_looked_up", "_request",
+        "_attributes", "_early", "_early_ended", "_looked_up", "_request",
         "_stream", "_target", "_tunnel", "_workload", "tunnel_owner",
     )  # fmt: skip
 
@@ -111,7 +111,6 @@ class Inbound(Connection):
         self._workload: Workload | None = None
         self._attributes: ConnectionAttributes | None = None
         self._target: InboundTarget | None = None
-        self._connecting: Connecting | None = None
         self._looked_up = False
         self._early = bytearray()
         self._early_ended = request.end_stream
@@ -201,15 +200,10 @@ class Inbound(Connection):
             # The application is on this machine: its kernel answered before the call returned.
             self._connected(sock, None)
             return
-        self._connecting = Connecting(
-            self.context.engine,
-            sock,
-            self._connected,
-            self.context.deadline(self.context.config.sockets.connect_timeout),
-        )
+        self.wait_for(sock, self._connected)
 
     def _connected(self, sock: socket.socket | None, error: OSError | None) -> None:
-        self._connecting = None
+        self.connecting = None
         target = self._target
         assert target is not None
         if sock is None:
@@ -293,9 +287,7 @@ class Inbound(Connection):
         self._stop(reason)
 
     def _stop(self, reason: str) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
+        self.stop_waiting()
         if not self._stream.closed and not self._tunnel.closed:
             self._tunnel.http.reset(self._stream, ErrorCode.CANCEL, self.context.engine.now)
             self._tunnel.mark_dirty()
@@ -317,7 +309,5 @@ class Inbound(Connection):
 
     def cancel(self, flags: str, reason: str) -> None:
         """See `Connection`."""
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
+        self.stop_waiting()
         self._refuse(UNAUTHORIZED if flags == DENY else UNAVAILABLE, flags, reason)

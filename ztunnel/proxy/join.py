@@ -15,7 +15,6 @@ from ztunnel.proxy.connection import failure_of
 from ztunnel.proxy.local_pod import LocalPod
 from ztunnel.proxy.neighbour import Neighbour, ToNeighbour, find_neighbour
 from ztunnel.proxy.upstream import connect_to_application
-from ztunnel.relay.connect import Connecting
 from ztunnel.relay.flow import Outcome
 from ztunnel.telemetry.labels import DENY
 
@@ -38,12 +37,11 @@ class Source(Protocol):
 class Joined(ToNeighbour):
     """The side of the pod that is connected to."""
 
-    __slots__ = ("_connecting", "_source")
+    __slots__ = ("_source",)
 
     def __init__(self, neighbour: Neighbour, source: Source) -> None:
         super().__init__(neighbour, source.client)
         self._source = source
-        self._connecting: Connecting | None = None
 
     def start(self, target: InboundTarget) -> None:
         """Opens the record, and connects where that is allowed."""
@@ -59,15 +57,10 @@ class Joined(ToNeighbour):
         except OSError as error:
             self._refuse(UNAVAILABLE, *failure_of(error, target.connect))
             return
-        self._connecting = Connecting(
-            context.engine,
-            sock,
-            self._connected,
-            context.deadline(context.config.sockets.connect_timeout),
-        )
+        self.wait_for(sock, self._connected)
 
     def _connected(self, sock: socket.socket | None, error: OSError | None) -> None:
-        self._connecting = None
+        self.connecting = None
         if sock is None:
             assert error is not None
             self._refuse(UNAVAILABLE, *failure_of(error, self.record.destination_address))
@@ -81,9 +74,7 @@ class Joined(ToNeighbour):
 
     def cancel(self, flags: str, reason: str) -> None:
         """See `Connection`."""
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
+        self.stop_waiting()
         self._refuse(UNAUTHORIZED if flags == DENY else UNAVAILABLE, flags, reason)
 
 

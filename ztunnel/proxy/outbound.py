@@ -30,18 +30,17 @@ from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
 from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
 from ztunnel.proxy.failure import ConnectFailure
+from ztunnel.proxy.inquiry import Unanswered, inquire
 from ztunnel.proxy.join import BothSides, Joined, join
 from ztunnel.proxy.local_pod import LocalPod
 from ztunnel.proxy.routes import Route
-from ztunnel.relay.connect import Connecting
 from ztunnel.relay.flow import ClosedBy
 from ztunnel.relay.pair import PairFlow
 from ztunnel.relay.stream import StreamFlow
 from ztunnel.relay.tunnel import Tunnel
-from ztunnel.telemetry.labels import CONNECT, DENY, IDENTITY_ERROR, TLS_FAILURE, UNKNOWN, Ends
+from ztunnel.telemetry.labels import CONNECT, DENY, IDENTITY_ERROR, TLS_FAILURE, Ends
 
 _TRIES: Final = 3  # endpoints tried before a connection is given up
-_QUESTIONS: Final = 4  # names and keys asked for one connection
 
 _NO_NAMES: Mapping[str, Sequence[str]] = {}
 
@@ -50,7 +49,7 @@ class Outbound(Connection):
     """One connection from a pod, from accept to its log line."""
 
     __slots__ = (
-        "_asked_at", "_connecting", "_failure", "_names", "_other", "_pod", "_sock", "_stream",
+        "_asked_at", "_failure", "_names", "_other", "_pod", "_sock", "_stream",
         "_taken", "_tried", "_tunnel", "_workload", "destination",
     )  # fmt: skip
 
@@ -69,7 +68,6 @@ class Outbound(Connection):
         self._tried: tuple[str, ...] = ()
         self._workload: Workload | None = None
         self._failure: tuple[str, str] | None = None  # flags and words of the last endpoint tried
-        self._connecting: Connecting | None = None
         self._taken: Route | None = None
         self._other: Joined | None = None
         self._stream: Stream | None = None
@@ -131,46 +129,17 @@ class Outbound(Connection):
 
     async def _ask(self, decision: Decision) -> None:
         """Gets what the decision needs, decides again, and follows what comes of it."""
-        prefer = ""
-        for _ in range(_QUESTIONS):
-            if isinstance(decision, NeedsDns):
-                prefer = decision.workload.uid
-                self._count_question(decision.hostname)
-                addresses = await self.context.resolve(decision.hostname)
-                self._names = {**self._names, decision.hostname: addresses}
-            elif isinstance(decision, NeedsLookup):
-                if not await self.context.look_up(decision.key):
-                    self._unanswered(decision)
-                    return
-            else:
-                break
-            decision = self._decide(prefer)
-        self._follow(decision)
-
-    def _unanswered(self, decision: NeedsLookup) -> None:
-        """What cannot be asked for is not passed through: it may belong to the mesh."""
-        reason = (
-            f"{decision.reason}, and no answer about {decision.key} has come; is the control plane"
-            " reachable?"
-        )
-        self._open_plain(None, decision.service, self.destination, decision.reason)
-        self._give_up(CONNECT, reason)
-
-    def _count_question(self, hostname: str) -> None:
         workload = self._workload
         assert workload is not None
-        known = (
-            workload.workload_name,
-            workload.canonical_name,
-            workload.canonical_revision,
-            workload.namespace,
-            workload.identity.uri,
-            workload.canonical_name,
-            workload.canonical_revision,
-            workload.cluster_id,
-        )
-        labels = (value or UNKNOWN for value in known)
-        self.context.counters.counter("istio_on_demand_dns", *labels, hostname).add()
+        self._names = names = dict(self._names)
+        try:
+            decision = await inquire(self.context, workload, decision, names, self._decide)
+        except Unanswered as unanswered:
+            needed = unanswered.decision
+            self._open_plain(None, needed.service, self.destination, needed.reason)
+            self._give_up(CONNECT, str(unanswered))
+            return
+        self._follow(decision)
 
     def _follow(self, decision: Decision) -> None:
         if isinstance(decision, Hbone):
@@ -204,15 +173,10 @@ class Outbound(Connection):
         except OSError as error:
             self._give_up(*failure_of(error, decision.next_hop))
             return
-        self._connecting = Connecting(
-            context.engine,
-            sock,
-            self._connected,
-            context.deadline(context.config.sockets.connect_timeout),
-        )
+        self.wait_for(sock, self._connected)
 
     def _connected(self, sock: socket.socket | None, error: OSError | None) -> None:
-        self._connecting = None
+        self.connecting = None
         if sock is None:
             assert error is not None
             self._give_up(*failure_of(error, self.record.destination_address))
@@ -458,9 +422,7 @@ class Outbound(Connection):
 
     def cancel(self, flags: str, reason: str) -> None:
         """See `Connection`."""
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
+        self.stop_waiting()
         self._give_up(flags, reason)
 
     def _give_up(self, flags: str, reason: str) -> None:

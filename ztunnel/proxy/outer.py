@@ -14,7 +14,8 @@ from ztunnel.proxy.failure import ConnectFailure
 from ztunnel.relay.engine import Engine
 from ztunnel.relay.flow import Outcome
 from ztunnel.relay.stream import StreamFlow
-from ztunnel.relay.tunnel import StreamOwner, Tunnel
+from ztunnel.relay.stream_owner import StreamOwner
+from ztunnel.relay.tunnel import Tunnel
 from ztunnel.telemetry.labels import CONNECT
 
 

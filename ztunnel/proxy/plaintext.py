@@ -12,7 +12,6 @@ from ztunnel.proxy.admit import admit, judge_again
 from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
 from ztunnel.proxy.local_pod import LocalPod
 from ztunnel.proxy.upstream import connect_to_application
-from ztunnel.relay.connect import Connecting
 from ztunnel.relay.flow import ClosedBy
 from ztunnel.relay.pair import PairFlow
 from ztunnel.telemetry.labels import DENY
@@ -21,7 +20,7 @@ from ztunnel.telemetry.labels import DENY
 class Plaintext(Connection):
     """One connection without identity, under the same policies as any other."""
 
-    __slots__ = ("_attributes", "_connecting", "_pod", "_sock", "_workload", "destination")
+    __slots__ = ("_attributes", "_pod", "_sock", "_workload", "destination")
 
     def __init__(
         self,
@@ -36,7 +35,6 @@ class Plaintext(Connection):
         self._sock = sock
         self._workload: Workload | None = None
         self._attributes = ConnectionAttributes(client[0], None, *destination)
-        self._connecting: Connecting | None = None
 
     def start(self) -> None:
         """Validates, authorizes, connects."""
@@ -88,15 +86,10 @@ class Plaintext(Connection):
         except OSError as error:
             self._refuse(*failure_of(error, self.destination))
             return
-        self._connecting = Connecting(
-            context.engine,
-            sock,
-            self._connected,
-            context.deadline(context.config.sockets.connect_timeout),
-        )
+        self.wait_for(sock, self._connected)
 
     def _connected(self, sock: socket.socket | None, error: OSError | None) -> None:
-        self._connecting = None
+        self.connecting = None
         if sock is None:
             assert error is not None
             self._refuse(*failure_of(error, self.destination))
@@ -118,9 +111,7 @@ class Plaintext(Connection):
 
     def cancel(self, flags: str, reason: str) -> None:
         """See `Connection`."""
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
+        self.stop_waiting()
         self._refuse(flags, reason)
 
 

@@ -14,6 +14,8 @@ log = logging.getLogger("ztunnel.relay")
 
 CONNECT_TIMEOUT: Final = 10.0  # seconds
 
+ConnectDone = Callable[[socket.socket | None, OSError | None], None]
+
 
 class Connecting:
     """A TCP connect under way.
@@ -29,7 +31,7 @@ class Connecting:
         self,
         engine: Engine,
         sock: socket.socket,
-        done: Callable[[socket.socket | None, OSError | None], None],
+        done: ConnectDone,
         deadline: float,
     ) -> None:
         self._engine = engine

@@ -34,7 +34,8 @@ from ztunnel.relay.buffers import HEADER, RECORD, SMALL
 from ztunnel.relay.flow import ClosedBy, Outcome, Owner
 from ztunnel.relay.pair import reset_on_close
 from ztunnel.relay.piped import MUST_BE_READ, Piped, Unpiped
-from ztunnel.relay.tunnel import NOBODY, StreamOwner, Tunnel
+from ztunnel.relay.stream_owner import NOBODY, StreamOwner
+from ztunnel.relay.tunnel import Tunnel
 
 _IN: Final = select.EPOLLIN | select.EPOLLRDHUP
 _OUT: Final = select.EPOLLOUT

@@ -25,16 +25,17 @@ from ztunnel.http2.events import (
     TrailersReceived,
 )
 from ztunnel.http2.stream import Stream
-from ztunnel.native import mypyc_attr
 from ztunnel.relay.buffers import HEADER, READ, RECORD
 from ztunnel.relay.engine import Engine
 from ztunnel.relay.leaving import Leaving
+from ztunnel.relay.stream_owner import StreamOwner
 from ztunnel.tls.session import Session
 
 log = logging.getLogger("ztunnel.relay")
 
 _IN: Final = select.EPOLLIN | select.EPOLLRDHUP
 _OUT: Final = select.EPOLLOUT
+_SUSPICIOUS: Final = 3.0  # seconds
 
 
 class Keepalive(NamedTuple):
@@ -42,57 +43,6 @@ class Keepalive(NamedTuple):
 
     interval: float = 10.0  # between two PINGs
     timeout: float = 20.0  # without an answer
-
-
-_SUSPICIOUS: Final = 3.0  # seconds
-
-
-@mypyc_attr(allow_interpreted_subclasses=True)
-class StreamOwner:
-    """What is tied to a stream: a CONNECT that waits, or a running flow."""
-
-    __slots__ = ()
-
-    def deliver(self, view: memoryview, ended: bool) -> None:
-        """Bytes from the peer, and whether they were its last. The view dies with this call."""
-        raise RuntimeError(f"{type(self).__name__} got data")
-
-    def deliver_many(self, views: list[memoryview], ended: bool) -> None:
-        """The same in several pieces."""
-        last = len(views) - 1
-        for index, view in enumerate(views):
-            self.deliver(view, ended and index == last)
-
-    def accepted(self, event: TunnelAccepted) -> None:
-        """The peer answered the CONNECT with 200."""
-
-    def refused(self, event: TunnelRefused) -> None:
-        """The peer answered the CONNECT with anything else, or reset the stream instead."""
-
-    def writable(self) -> None:
-        """The peer takes bytes again; or the tunnel's socket does."""
-
-    def reset(self, event: StreamReset) -> None:
-        """The stream is over before its time."""
-
-    def unprocessed(self) -> None:
-        """The peer went away before it looked at the stream: it may be tried elsewhere."""
-        self.lost("the peer is going away and did not take the connection")
-
-    def lost(self, reason: str) -> None:
-        """The tunnel is gone."""
-
-
-class Nobody(StreamOwner):
-    """The owner of a stream that nobody cares about any more: what still comes is dropped."""
-
-    __slots__ = ()
-
-    def deliver(self, view: memoryview, ended: bool) -> None:
-        """Nobody wants it."""
-
-
-NOBODY: Final = Nobody()
 
 
 class TunnelOwner(Protocol):

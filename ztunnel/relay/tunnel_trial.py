@@ -16,8 +16,9 @@ from ztunnel.http2.settings import LocalSettings
 from ztunnel.relay.engine import Engine
 from ztunnel.relay.kernel_tunnel import KernelTunnel
 from ztunnel.relay.stream import StreamFlow
+from ztunnel.relay.stream_owner import StreamOwner
 from ztunnel.relay.trial import Ending, ProbeError, Room, Trial
-from ztunnel.relay.tunnel import StreamOwner, Tunnel
+from ztunnel.relay.tunnel import Tunnel
 from ztunnel.tls.key_schedule import SUITES
 from ztunnel.tls.records import Direction, OwnRecords
 

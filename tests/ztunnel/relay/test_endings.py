@@ -12,7 +12,7 @@ from tests.support.streams import Joined, joined
 from ztunnel.http2.errors import ErrorCode
 from ztunnel.relay.engine import Engine
 from ztunnel.relay.leaving import Leaving
-from ztunnel.relay.tunnel import StreamOwner
+from ztunnel.relay.stream_owner import StreamOwner
 
 PAYLOAD = bytes(range(256)) * (16 << 10)  # 4 MiB
 
