@@ -10,7 +10,7 @@ from ztunnel.hbone.forwarded import format_forwarded
 from ztunnel.hbone.traceparent import RANDOM_BITS, new_traceparent
 from ztunnel.http2.errors import UsageError
 from ztunnel.http2.stream import Stream
-from ztunnel.linux.sockets import SocketAddress, original_destination, start_connect
+from ztunnel.linux.sockets import SocketAddress, start_connect
 from ztunnel.mesh.changes import Changes
 from ztunnel.mesh.decision import (
     Decision,
@@ -28,7 +28,8 @@ from ztunnel.mesh.outbound import decide
 from ztunnel.mesh.service import Service
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload
-from ztunnel.proxy.connection import UNKNOWN_WORKLOAD, Connection, failure_of
+from ztunnel.proxy.captured import Captured
+from ztunnel.proxy.connection import failure_of
 from ztunnel.proxy.failure import ConnectFailure
 from ztunnel.proxy.inquiry import Unanswered, inquire
 from ztunnel.proxy.join import BothSides, Joined, join
@@ -45,13 +46,14 @@ _TRIES: Final = 3  # endpoints tried before a connection is given up
 _NO_NAMES: Mapping[str, Sequence[str]] = {}
 
 
-class Outbound(Connection):
+class Outbound(Captured):
     """One connection from a pod, from accept to its log line."""
 
     __slots__ = (
-        "_asked_at", "_failure", "_names", "_other", "_pod", "_sock", "_stream",
-        "_taken", "_tried", "_tunnel", "_workload", "destination",
+        "_asked_at", "_failure", "_names", "_other", "_stream", "_taken", "_tried", "_tunnel",
     )  # fmt: skip
+
+    inbound = False
 
     def __init__(
         self,
@@ -60,13 +62,9 @@ class Outbound(Connection):
         client: SocketAddress,
         destination: SocketAddress,
     ) -> None:
-        super().__init__(pod.context, pod.uid, client)
-        self.destination = destination
-        self._pod = pod
-        self._sock = sock
+        super().__init__(pod, sock, client, destination)
         self._names = _NO_NAMES
         self._tried: tuple[str, ...] = ()
-        self._workload: Workload | None = None
         self._failure: tuple[str, str] | None = None  # flags and words of the last endpoint tried
         self._taken: Route | None = None
         self._other: Joined | None = None
@@ -76,31 +74,8 @@ class Outbound(Connection):
 
     # ---- decide
 
-    def start(self) -> None:
-        """Decides at once where everything is known, else in a task."""
-        self._workload = self._pod.workload()
-        if self._workload is None:
-            self.context.spawn(self._wait_for_workload)
-        else:
-            self._route()
-
-    async def _wait_for_workload(self) -> None:
-        self._workload = await self._pod.wait_for_workload()
-        if self._workload is None:
-            self._refuse_early(
-                f"failed to fetch information about local workload {self._pod}: the control plane"
-                " has not described it in time"
-            )
-            return
-        self._route()
-
-    def _refuse_early(self, reason: str) -> None:
-        """Before it is known whose connection it is."""
-        self.ended = True
-        self.context.refused(self.client, self.destination, False, UNKNOWN_WORKLOAD, reason)
-        self.context.engine.close_later(self._sock)
-
-    def _route(self) -> None:
+    def _begin(self) -> None:
+        """Decides; once more for another endpoint where one could not be reached."""
         if not self._tried:
             route = self._pod.routes.certain(self.destination)
             if route is not None:
@@ -315,7 +290,7 @@ class Outbound(Connection):
                 decision.service is not None and self._has_another(decision.service)
             ):
                 self._stream = self._tunnel = None
-                self._route()
+                self._begin()
                 return
         self._fail_tunnelled(flags, reason)
 
@@ -420,22 +395,6 @@ class Outbound(Connection):
         """For a connection without a tunnel."""
         self._open(self._ends(workload, service), next_hop, "", reason)
 
-    def cancel(self, flags: str, reason: str) -> None:
-        """See `Connection`."""
-        self.stop_waiting()
-        self._give_up(flags, reason)
-
     def _give_up(self, flags: str, reason: str) -> None:
         self.context.engine.in_time(self)
-        self.context.engine.close_later(self._sock)
-        self.fail_record(flags, reason)
-
-
-def accept_outbound(pod: LocalPod, sock: socket.socket, client: SocketAddress) -> None:
-    """A connection that capture sent to the outbound listener."""
-    try:
-        destination = original_destination(sock)
-    except OSError:
-        pod.context.engine.close_later(sock)  # the client has gone already
-        return
-    Outbound(pod, sock, client, destination).start()
+        super()._give_up(flags, reason)

@@ -8,14 +8,15 @@ import trio
 from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.linux.sockets import set_connection_options
 from ztunnel.proxy.arrivals import Arrivals, end_revoked
+from ztunnel.proxy.captured import accept_captured
 from ztunnel.proxy.context import Context
 from ztunnel.proxy.dns import PodDns
 from ztunnel.proxy.gathering import ENOUGH, ENOUGH_TUNNELS, Gathered
 from ztunnel.proxy.listener import Accepted, Listener
 from ztunnel.proxy.local_pod import LocalPod, LocalPods, PodInfo
 from ztunnel.proxy.neighbour import ToNeighbour
-from ztunnel.proxy.outbound import accept_outbound
-from ztunnel.proxy.plaintext import accept_plaintext
+from ztunnel.proxy.outbound import Outbound
+from ztunnel.proxy.plaintext import Plaintext
 from ztunnel.proxy.pod_ports import open_listener, wanted_listeners
 from ztunnel.proxy.socks import accept_socks
 from ztunnel.telemetry.labels import NO_FLAGS
@@ -75,8 +76,8 @@ class PodProxy(LocalPod):
         for left in inherited.values():
             left.close()  # of a kind that this configuration does not have
         accept: dict[str, Accepted] = {
-            "outbound": lambda sock, client: accept_outbound(self, sock, client),
-            "plaintext": lambda sock, client: accept_plaintext(self, sock, client),
+            "outbound": lambda sock, client: accept_captured(Outbound, self, sock, client),
+            "plaintext": lambda sock, client: accept_captured(Plaintext, self, sock, client),
             "hbone": self.arrivals.accept,
             "socks": lambda sock, client: accept_socks(self, sock, client),
         }
