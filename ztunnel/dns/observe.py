@@ -23,19 +23,3 @@ class DnsObserver(Protocol):
     def upstream_failure(self, query_type: str, protocol: str) -> None:
         """No upstream answered: the client gets SERVFAIL."""
         ...
-
-
-class NoObserver:
-    """Counts nothing."""
-
-    def request(self, query_type: str, protocol: str) -> None:
-        return
-
-    def upstream_request(self, query_type: str, protocol: str) -> None:
-        return
-
-    def upstream_answer(self, query_type: str, protocol: str, seconds: float) -> None:
-        return
-
-    def upstream_failure(self, query_type: str, protocol: str) -> None:
-        return

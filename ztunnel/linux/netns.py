@@ -10,8 +10,6 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +17,6 @@ from typing import NoReturn
 
 CLONE_NEWNET = 0x40000000
 _MS_BIND = 0x1000
-_MNT_DETACH = 2
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
@@ -40,8 +37,6 @@ _mount.argtypes = (
     ctypes.c_ulong,
     ctypes.c_char_p,
 )
-_umount2 = _libc.umount2
-_umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 
 
 def _failed(action: str) -> OSError:
@@ -134,11 +129,6 @@ class NetworkNamespace:
         return cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC), str(path))
 
     @classmethod
-    def of_process(cls, pid: int, proc: str = "/proc") -> "NetworkNamespace":
-        """The namespace of a process. Raises OSError (ENOENT when it is gone)."""
-        return cls.open(f"{proc}/{pid}/ns/net")
-
-    @classmethod
     def named(cls, name: str, run_dir: str | Path = "/var/run/netns") -> "NetworkNamespace":
         """A namespace bind-mounted under `run_dir`, as `ip netns` does it. Raises OSError."""
         return cls.open(Path(run_dir) / name)
@@ -189,45 +179,6 @@ def create() -> NetworkNamespace:
         return NetworkNamespace.current()
 
 
-def create_named(name: str, run_dir: str | Path) -> NetworkNamespace:
-    """A new namespace, bind-mounted at `run_dir/name`, so that it outlives this process.
-
-    Raises OSError: EEXIST when the name is taken, EPERM where the process may not mount (then
-    `create()` is what is left).
-    """
-    directory = Path(run_dir)
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    target = directory / name
-    os.close(os.open(target, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
-    namespace = None
-    try:
-        namespace = create()
-        source = f"/proc/self/fd/{namespace.fd}"
-        if _mount(source.encode(), os.fsencode(target), b"none", _MS_BIND, None) != 0:
-            raise _failed(f"bind-mount a namespace at {target}")
-    except OSError:
-        if namespace is not None:
-            namespace.close()
-        target.unlink()
-        raise
-    namespace.path = str(target)
-    return namespace
-
-
-def remove_named(name: str, run_dir: str | Path) -> None:
-    """Undo `create_named`: the namespace ends with its last process, socket and descriptor.
-
-    Does nothing when there is no such name. Raises OSError when the unmount is refused.
-    """
-    target = Path(run_dir) / name
-    if not target.exists():
-        return
-    if _umount2(os.fsencode(target), _MNT_DETACH) != 0 and ctypes.get_errno() != 22:
-        # EINVAL (22): a plain file, left behind by a process that died between create and mount.
-        raise _failed(f"unmount {target}")
-    target.unlink()
-
-
 def bring_up(interface: str) -> None:
     """Set an interface of the calling thread's namespace up (for `lo`). Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
@@ -262,10 +213,3 @@ def has_ipv6() -> bool:
         return sysctl("net.ipv6.conf.lo.disable_ipv6") == "0"
     except FileNotFoundError:
         return False
-
-
-@contextmanager
-def entered(path: str | Path) -> Iterator[None]:
-    """Open a namespace by path, run the (synchronous) body inside, and let go of it again."""
-    with NetworkNamespace.open(path) as namespace, namespace.enter():
-        yield

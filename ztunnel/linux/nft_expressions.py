@@ -354,24 +354,6 @@ def destination_nat(address: str, port: int | None = None) -> tuple[Expression, 
     return (*statement, port_value, _nat(1, kind, _PORT_REGISTER))
 
 
-def destination_nat_by_map(name: str, kind: int) -> tuple[Expression, ...]:
-    """`dnat to ip daddr . th dport map @name` (`ip6` for socket.AF_INET6): a small kube-proxy.
-
-    The map goes from ("ipv4_addr", "inet_service") to the same; a destination that is not in it is
-    left alone. The protocol must have been matched before.
-    """
-    offset, length = (16, 4) if kind == socket.AF_INET else (24, 16)
-    # The port lies right behind the address: four bytes on, or a whole register on.
-    behind = _FIRST_SMALL_REGISTER + 1 if kind == socket.AF_INET else _PORT_REGISTER
-    return (
-        *family(kind),
-        _payload(_NETWORK, offset, length),
-        _expression("payload", _1=behind, _2=_TRANSPORT, _3=2, _4=2),
-        _lookup(name, _REGISTER),
-        _nat(1, kind, behind),
-    )
-
-
 def destination_nat_by_mark(
     name: str, kind: int, found: tuple[Expression, ...] = ()
 ) -> tuple[Expression, ...]:

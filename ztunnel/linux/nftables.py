@@ -149,10 +149,6 @@ class Nftables:
         """Add to a set in one transaction. One that is already there keeps its old comment."""
         self.replace_elements(table, name, (), elements)
 
-    def delete_elements(self, table: str, name: str, elements: Sequence[Element]) -> None:
-        """Take out of a set in one transaction. One that is not there is an error (ENOENT)."""
-        self.replace_elements(table, name, elements, ())
-
     def replace_elements(
         self, table: str, name: str, old: Sequence[Element], new: Sequence[Element]
     ) -> None:

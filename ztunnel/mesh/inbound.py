@@ -81,7 +81,7 @@ def validate(
     service: Service | None = None
     if asked.hostname:
         named = state.services.at_hostname(asked.hostname)
-        record = best_by_name(named, workload.namespace, "")
+        record = best_by_name(named, workload.namespace)
         service = record.service if record is not None else None
         if service is None:
             return InboundRefusal(

@@ -235,22 +235,18 @@ def _best(
     return best
 
 
-def best_by_name(
-    records: Iterable[ServiceRecord], namespace: str, preferred_namespace: str
-) -> ServiceRecord | None:
+def best_by_name(records: Iterable[ServiceRecord], namespace: str) -> ServiceRecord | None:
     """Of services with one hostname, the one that a client in `namespace` means.
 
-    The client's own namespace, then the canonical one, then `preferred_namespace`, then the
-    first by name.
+    The client's own namespace, then the canonical one, then the first by name.
     """
     best: ServiceRecord | None = None
-    best_rank: tuple[bool, bool, bool] | None = None
+    best_rank: tuple[bool, bool] | None = None
     for record in records:
         service = record.service
         if service is None or not service.visible_to(namespace):
             continue
-        owner = service.namespace
-        rank = (owner == namespace, service.canonical, owner == preferred_namespace)
+        rank = (service.namespace == namespace, service.canonical)
         if (
             best is None
             or best_rank is None

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Sequence
 
 from ztunnel.mesh.changes import Batch, Changes
-from ztunnel.mesh.identity import Identity
 from ztunnel.mesh.policy import Authorization
 from ztunnel.mesh.policy_table import EffectivePolicies, PolicyTable
 from ztunnel.mesh.service import Service
-from ztunnel.mesh.service_table import ServiceRecord, ServiceTable, best_by_name
+from ztunnel.mesh.service_table import ServiceRecord, ServiceTable
 from ztunnel.mesh.workload import Workload
 from ztunnel.mesh.workload_table import WorkloadTable
 
@@ -117,10 +116,6 @@ class MeshState:
         """Every workload of that hostname."""
         return self.workloads.find_by_hostname(hostname)
 
-    def workloads_by_identity(self, identity: Identity) -> list[Workload]:
-        """Every workload that runs as `identity`."""
-        return self.workloads.find_by_identity(identity)
-
     def local_workload(
         self, name: str, namespace: str, service_account: str, node: str = ""
     ) -> Workload | None:
@@ -139,18 +134,6 @@ class MeshState:
     def services_by_address(self, network: str, ip: str) -> list[Service]:
         """Every service with that address, alone or in a block, and of any visibility."""
         return _known(self.services.at_address(network, ip))
-
-    def find_service(
-        self, hostname: str, client_namespace: str, preferred_namespace: str = ""
-    ) -> Service | None:
-        """The service that a client means by a hostname.
-
-        Of those visible to it: its own namespace, then the canonical one, then
-        `preferred_namespace`, then the first by name.
-        """
-        named = self.services.at_hostname(hostname)
-        record = best_by_name(named, client_namespace, preferred_namespace)
-        return record.service if record is not None else None
 
     def endpoints(self, key: str) -> Iterator[Workload]:
         """The workloads of a service, healthy or not."""
@@ -186,10 +169,6 @@ class MeshState:
     def looked_up(self) -> frozenset[str]:
         """All keys that the control plane has answered for."""
         return frozenset(self._looked_up)
-
-    def forget_lookup(self, key: str) -> None:
-        """The control plane is no longer subscribed to `key`."""
-        self._looked_up.discard(key)
 
     # -- parts of a step ----------------------------------------------------------------------
 

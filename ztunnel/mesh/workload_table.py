@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeVar
 
-from ztunnel.mesh.identity import Identity
 from ztunnel.mesh.workload import NetworkMode, TunnelProtocol, Workload, WorkloadStatus
 
 _Key = TypeVar("_Key")
@@ -29,14 +28,13 @@ def _address_rank(workload: Workload) -> tuple[int, bool, str]:
 class WorkloadTable:
     """Every workload. The indexes hold the workloads themselves: one look-up, no second one."""
 
-    __slots__ = ("_by_address", "_by_hostname", "_by_identity", "_by_pod", "_by_uid")
+    __slots__ = ("_by_address", "_by_hostname", "_by_pod", "_by_uid")
 
     def __init__(self) -> None:
         self._by_uid: dict[str, Workload] = {}
         self._by_address: dict[str, dict[str, Workload | list[Workload]]] = {}
         self._by_hostname: _Index[str] = {}
         self._by_pod: dict[str, _Index[str]] = {}
-        self._by_identity: _Index[Identity] = {}
 
     def __len__(self) -> int:
         return len(self._by_uid)
@@ -60,10 +58,6 @@ class WorkloadTable:
         """Every workload of that hostname."""
         return _all(self._by_hostname, hostname.lower())
 
-    def find_by_identity(self, identity: Identity) -> list[Workload]:
-        """Every workload that runs as `identity`."""
-        return _all(self._by_identity, identity)
-
     def find_pod(
         self, name: str, namespace: str, service_account: str, node: str
     ) -> Workload | None:
@@ -78,7 +72,6 @@ class WorkloadTable:
         old = self.pop(workload.uid)
         self._by_uid[workload.uid] = workload
         _add(self._by_pod.setdefault(workload.namespace, {}), workload.name, workload)
-        _add(self._by_identity, workload.identity, workload)
         if workload.hostname:
             _add(self._by_hostname, workload.hostname.lower(), workload)
         if workload.network_mode is NetworkMode.STANDARD:
@@ -103,7 +96,6 @@ class WorkloadTable:
         _discard(of_namespace, old.name, uid)
         if not of_namespace:
             del self._by_pod[old.namespace]
-        _discard(self._by_identity, old.identity, uid)
         if old.hostname:
             _discard(self._by_hostname, old.hostname.lower(), uid)
         if old.network_mode is NetworkMode.STANDARD:

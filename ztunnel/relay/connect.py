@@ -6,13 +6,10 @@ import os
 import select
 import socket
 from collections.abc import Callable
-from typing import Final
 
 from ztunnel.relay.engine import Engine
 
 log = logging.getLogger("ztunnel.relay")
-
-CONNECT_TIMEOUT: Final = 10.0  # seconds
 
 ConnectDone = Callable[[socket.socket | None, OSError | None], None]
 

@@ -60,7 +60,6 @@ NO_MORE: Final = 300  # times as long as that it is kept from then on: at most 0
 _SWEEP: Final = 0.25  # seconds
 
 READ: Final = select.EPOLLIN | select.EPOLLRDHUP
-WRITE: Final = select.EPOLLOUT
 
 
 class Handler(Protocol):

@@ -323,10 +323,6 @@ class PairFlow:
     def _received(self, leg: Leg) -> int:
         return leg.received + (self.joint.redirected(leg) if self.joint is not None else 0)
 
-    def send_to_server(self, data: bytes) -> None:
-        """Sends bytes of our own ahead of the client's (a PROXY header)."""
-        self.server.hold_up(data)
-
     # ---- paths
 
     def small_message(self) -> None:

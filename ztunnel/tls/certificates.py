@@ -178,11 +178,6 @@ class CertificateManager:
         entry.leaving = trio.CancelScope()
         self._running().start_soon(self._forget_later, entry, entry.leaving)
 
-    def renew_all(self) -> None:
-        """Ask the CA anew for every certificate soon, because its roots changed."""
-        for entry in self._entries.values():
-            self._renew_soon(entry)
-
     def set_revocations(self, revocations: RevocationList) -> None:
         """Judge our own certificates by new lists: a revoked one is dropped and replaced."""
         self._revocations = revocations

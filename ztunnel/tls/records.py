@@ -345,11 +345,6 @@ class OwnRecords(Session):
 
     # ---- records by the kernel (kTLS)
 
-    @property
-    def kernel_seals(self) -> bool:
-        """Whether our direction was handed to the kernel."""
-        return self._kernel_seals
-
     def hand_over_sealing(self) -> None:
         """The kernel seals from here on, with the keys that `ktls_parameters` gives now.
 

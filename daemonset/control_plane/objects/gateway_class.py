@@ -13,10 +13,10 @@ class GatewayClass:
     """Its label istio.io/waypoint-for sets what its waypoints serve by default."""
 
     meta: ObjectMeta
-    controller_name: str
 
 
 def read_gateway_class(root: Section) -> GatewayClass:
     """Raises ObjectError."""
     meta = read_meta(root, "GatewayClass", namespaced=False)
-    return GatewayClass(meta, root.section("spec").text("controllerName"))
+    root.section("spec").text("controllerName")  # it must name one; which one is no concern of ours
+    return GatewayClass(meta)

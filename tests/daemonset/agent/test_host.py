@@ -180,7 +180,7 @@ def test_what_somebody_changed_is_repaired(cluster: Cluster, probes: HostProbes)
     assert probes.repair() == []
     with Nftables(cluster.host) as nftables:
         [element] = nftables.elements(host.TABLE, host.SET_V4)
-        nftables.delete_elements(host.TABLE, host.SET_V4, [element])
+        nftables.replace_elements(host.TABLE, host.SET_V4, [element], [])
         assert probes.repair() == ["1 probed addresses are not as they should be"]
         nftables.delete(host.TABLE)
         assert probes.repair() == [f"table {host.TABLE} is gone"]

@@ -81,10 +81,6 @@ class BareZtunnel:
             seen.append(await self.answer_next())
         return seen
 
-    async def wait_hung_up(self) -> None:
-        with pytest.raises(EOFError):
-            await self.receive()
-
 
 @pytest.fixture
 def namespace() -> Iterator[NetworkNamespace]:

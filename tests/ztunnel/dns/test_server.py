@@ -15,7 +15,6 @@ from tests.ztunnel.dns.fakes import FakeLookup, vip
 from ztunnel.dns import forward, server
 from ztunnel.dns.forward import Upstream, read_exactly
 from ztunnel.dns.lookup import Client
-from ztunnel.dns.observe import NoObserver
 from ztunnel.dns.resolv_conf import ResolvConf
 from ztunnel.dns.resolver import Resolver
 from ztunnel.dns.server import DnsServer
@@ -118,12 +117,15 @@ def silence(query: dns.message.Message) -> None:
     return None
 
 
-class Counts(NoObserver):
+class Counts:
     def __init__(self) -> None:
         self.seen: list[str] = []
 
     def request(self, query_type: str, protocol: str) -> None:
         self.seen.append(f"request {query_type} {protocol}")
+
+    def upstream_request(self, query_type: str, protocol: str) -> None:
+        """What comes of it is seen."""
 
     def upstream_answer(self, query_type: str, protocol: str, seconds: float) -> None:
         assert seconds >= 0

@@ -92,28 +92,6 @@ def test_a_process_that_cannot_come_back_ends() -> None:
     assert "still here" not in done.stdout
 
 
-def test_named_namespaces_outlive_their_descriptor(tmp_path: Path) -> None:
-    with netns.create_named("pod", tmp_path) as namespace:
-        identity = namespace.identity
-        assert namespace.path == str(tmp_path / "pod")
-    try:
-        with NetworkNamespace.named("pod", tmp_path) as again:
-            assert again.identity == identity
-        with pytest.raises(FileExistsError):
-            netns.create_named("pod", tmp_path)
-    finally:
-        netns.remove_named("pod", tmp_path)
-    assert not (tmp_path / "pod").exists()
-    netns.remove_named("pod", tmp_path)
-
-
-def test_the_namespace_of_a_process(tmp_path: Path) -> None:
-    with NetworkNamespace.of_process(os.getpid()) as mine:
-        assert mine.identity == own()
-    with pytest.raises(FileNotFoundError):
-        NetworkNamespace.of_process(2**22 + 1)
-
-
 def test_only_network_namespaces_are_taken_for_one() -> None:
     with NetworkNamespace.current() as mine, open("/proc/self/ns/mnt") as mount:
         assert netns.is_network_namespace(mine.fd)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from hypothesis import settings
 from hypothesis import strategies as st
 
@@ -168,8 +166,3 @@ policies = st.builds(
     rules=st.lists(_rules, max_size=3).map(tuple),
     dry_run=st.booleans(),
 )
-
-
-def in_network(ip: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
-    """What the standard library says of an address and a network."""
-    return ipaddress.ip_address(ip) in network

@@ -582,8 +582,6 @@ def test_on_demand_asks_for_addresses_once() -> None:
     assert decision.key == "/10.96.0.1"
     state.lookup_finished(decision.key)
     assert isinstance(going(state, CLIENT, VIP), Passthrough)
-    state.forget_lookup(decision.key)
-    assert isinstance(going(state, CLIENT, VIP), NeedsLookup)
 
 
 def test_on_demand_finds_an_answer_that_is_named_otherwise() -> None:

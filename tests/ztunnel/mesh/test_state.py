@@ -27,6 +27,7 @@ from ztunnel.mesh.decision import Hbone, Passthrough
 from ztunnel.mesh.policy import Authorization, PolicyScope
 from ztunnel.mesh.policy_table import PolicyTable
 from ztunnel.mesh.service import Service, Visibility
+from ztunnel.mesh.service_table import best_by_name
 from ztunnel.mesh.state import MeshState
 from ztunnel.mesh.workload import Workload, WorkloadStatus
 
@@ -170,12 +171,17 @@ def test_workloads_are_found_in_every_way() -> None:
     assert state.workload_by_address("", "10.0.0.11") is named
     assert state.workload_by_address("east", "10.0.0.11") is None
     assert state.workloads_by_hostname("web.example") == [named]
-    assert state.workloads_by_identity(identity("web-1")) == [named]
     assert state.local_workload("web-1", "shop", "web-1") is named
     assert state.local_workload("web-1", "shop", "web-1", "n1") is named
     assert state.local_workload("web-1", "shop", "web-1", "n2") is None
     assert state.local_workload("web-1", "shop", "other") is None
     assert state.local_workload("web-1", "else", "web-1") is None
+
+
+def meant(state: MeshState, hostname: str, namespace: str) -> Service | None:
+    """What a client in that namespace means by a hostname."""
+    record = best_by_name(state.services.at_hostname(hostname), namespace)
+    return record.service if record is not None else None
 
 
 def test_services_are_found_by_hostname_as_the_client_means_them() -> None:
@@ -187,13 +193,12 @@ def test_services_are_found_by_hostname_as_the_client_means_them() -> None:
     canonical = named("ccc", canonical=True)
     hidden = replace(named("ddd", canonical=True), visibility=Visibility.NAMESPACE)
     state = mesh(second, first, canonical, hidden)
-    assert state.find_service("API.example", "bbb") == second
-    assert state.find_service("api.example", "else") == canonical
-    assert state.find_service("api.example", "ddd") == hidden
+    assert meant(state, "API.example", "bbb") == second
+    assert meant(state, "api.example", "else") == canonical
+    assert meant(state, "api.example", "ddd") == hidden
     state.remove(canonical.key)
-    assert state.find_service("api.example", "else") == first
-    assert state.find_service("api.example", "else", preferred_namespace="bbb") == second
-    assert state.find_service("other.example", "bbb") is None
+    assert meant(state, "api.example", "else") == first
+    assert meant(state, "other.example", "bbb") is None
     assert len(state.services_by_hostname("api.example")) == 3
 
 
@@ -225,12 +230,9 @@ def answers(state: MeshState) -> list[object]:
                     found.append(record.key if record else None)
     for namespace in ("a", "b", "c"):
         for host in ("a.example", "b.example", "c.example"):
-            found.append(state.find_service(host, namespace))
+            found.append(meant(state, host, namespace))
             found.append(sorted(w.uid for w in state.endpoints(f"{namespace}/{host}")))
             found.append(sorted(w.uid for w in state.workloads_by_hostname(host)))
-        for account in ("a", "b", "c"):
-            by_identity = state.workloads_by_identity(identity(account, namespace))
-            found.append(sorted(w.uid for w in by_identity))
     for workload in sorted(state.workloads, key=lambda one: one.uid):
         policies = state.effective_policies(workload)
         groups = (

@@ -157,12 +157,3 @@ async def test_a_reader_that_stops_holds_the_writer_up(ends: Ends) -> None:
     with trio.fail_after(30):
         while received < sent:
             received += len(await ends.server.receive_some(1 << 18))
-
-
-async def test_bytes_of_ours_go_first(ends: Ends) -> None:
-    fresh = Ends(ends.engine)
-    fresh.flow.send_to_server(b"PROXY ")
-    await fresh.client.send_all(b"hello")
-    assert await receive_exactly(fresh.server, 11) == b"PROXY hello"
-    fresh.flow.abort("test over")
-    fresh.close()

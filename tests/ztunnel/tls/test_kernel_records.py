@@ -27,7 +27,6 @@ def ends() -> tuple[OwnRecords, OwnRecords]:
 def test_alerts_are_content_for_the_kernel_to_seal(ends: tuple[OwnRecords, OwnRecords]) -> None:
     ours, theirs = ends
     ours.hand_over_sealing()
-    assert ours.kernel_seals
     assert ours.close_notify() == bytes((1, Alert.CLOSE_NOTIFY))
     assert ours.close_notify() == b""
     assert theirs.alert(Alert.INTERNAL_ERROR) != bytes((2, Alert.INTERNAL_ERROR))
