@@ -27,10 +27,10 @@ from perf.processes import proportional_kib, with_descendants
 from perf.scale import mesh, workload
 from tests.support.mesh_lab import mesh_lab
 from tests.support.program import NotInTime, Program, ProgramEnded, wait_for
+from tests.support.to_proto import address_to_proto
 from ztunnel.linux import netns
 from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.mesh.service import Service
-from ztunnel.mesh.to_proto import address_to_proto
 from ztunnel.mesh.workload import Workload, WorkloadStatus
 
 SIZES = (0, 1_000, 10_000, 50_000)

@@ -1,5 +1,6 @@
 """Applications of a test: trio sockets inside the network namespaces of pods."""
 
+import errno
 import random
 import socket
 import struct
@@ -105,6 +106,13 @@ async def echo(stream: trio.SocketStream) -> None:
 async def serve_echo(listener: trio.SocketListener) -> None:
     """Echoes every connection until cancelled."""
     await trio.serve_listeners(echo, [listener])
+
+
+def connect_result(sock: socket.socket) -> None:
+    """Raises what became of a connect that has ended, if it failed."""
+    number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if number:
+        raise OSError(number, f"connect: {errno.errorcode[number]}")
 
 
 def loopback() -> tuple[socket.socket, socket.socket]:

@@ -201,11 +201,11 @@ def start_connect(
 
     The socket is taken from `stock` where one is given, and belongs to its namespace.
 
-    When the socket becomes writable, `connect_result` says what became of it. With `source` the
+    When the socket becomes writable, SO_ERROR says what became of it. With `source` the
     connection comes from that address, which need not be this host's (IP_TRANSPARENT, which
     allows what IP_FREEBIND does; the port is the kernel's choice, made at connect time so that
     ports are shared between destinations). Raises OSError when the kernel refuses at once
-    (ENETUNREACH, EPERM, EADDRNOTAVAIL); a refusal by the other end comes from `connect_result`,
+    (ENETUNREACH, EPERM, EADDRNOTAVAIL); a refusal by the other end comes from SO_ERROR,
     on loopback too.
     """
     family = _family(destination[0])
@@ -238,13 +238,6 @@ def is_connected(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
-
-
-def connect_result(sock: socket.socket) -> None:
-    """Return when a `start_connect` that became writable has succeeded, else raise its OSError."""
-    number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if number:
-        raise OSError(number, f"connect: {errno.errorcode.get(number, 'unknown')}")
 
 
 def udp(

@@ -22,6 +22,7 @@ from daemonset.agent.stops import Uncaptured
 from tests.support.descriptors import no_leak
 from tests.support.namespaces import Cluster
 from tests.support.namespaces import Pod as PodNamespace
+from tests.support.sockets import connect_result
 from ztunnel.linux import netns, sockets
 from ztunnel.linux import nft_expressions as nft
 from ztunnel.linux.netlink import NetlinkError
@@ -249,7 +250,7 @@ async def test_without_ztunnel_a_pod_is_captured_and_refused_until_there_is_one(
         ):
             assert select.select([], [client], [], 5)[1]
             with pytest.raises(ConnectionRefusedError):
-                sockets.connect_result(client)
+                connect_result(client)
             assert not select.select([server], [], [], 0)[0]
         this.start_ztunnel()
         await this.until_state("uid-0", PodState.ENROLLED)

@@ -21,6 +21,7 @@ from daemonset.agent.capture_rules import (
     capture_table,
 )
 from tests.support.namespaces import Cluster, Pod
+from tests.support.sockets import connect_result
 from ztunnel.linux import netns, sockets
 from ztunnel.linux import nft_expressions as nft
 from ztunnel.linux.conntrack import forget_direct_connections
@@ -60,7 +61,7 @@ def refused(destination: sockets.SocketAddress, pod: Pod, mark: int | None = Non
     with client:
         assert select.select([], [client], [], 5)[1], "neither accepted nor refused"
         try:
-            sockets.connect_result(client)
+            connect_result(client)
         except ConnectionRefusedError:
             return True
     return False

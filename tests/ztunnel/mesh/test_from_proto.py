@@ -10,6 +10,12 @@ from google.protobuf.wrappers_pb2 import UInt32Value
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.to_proto import (
+    address_to_proto,
+    authorization_to_proto,
+    service_to_proto,
+    workload_to_proto,
+)
 from tests.ztunnel.mesh import strategies
 from ztunnel.mesh.errors import ResourceError
 from ztunnel.mesh.from_proto import (
@@ -21,12 +27,6 @@ from ztunnel.mesh.from_proto import (
 from ztunnel.mesh.identity import Identity
 from ztunnel.mesh.policy import Authorization
 from ztunnel.mesh.service import Service
-from ztunnel.mesh.to_proto import (
-    address_to_proto,
-    authorization_to_proto,
-    service_to_proto,
-    workload_to_proto,
-)
 from ztunnel.mesh.workload import NamespacedHostname, NetworkAddress, Workload
 from ztunnel.proto import workload_pb2 as pb
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 from google.protobuf.empty_pb2 import Empty
 
+from tests.support.to_proto import authorization_to_proto
 from tests.ztunnel.mesh.builders import identity, mesh, pod
 from ztunnel.mesh.authorize import ConnectionAttributes, authorize
 from ztunnel.mesh.errors import ResourceError
 from ztunnel.mesh.from_proto import authorization_from_proto
 from ztunnel.mesh.policy import Authorization, PolicyAction, PolicyScope, StringMatchKind
-from ztunnel.mesh.to_proto import authorization_to_proto
 from ztunnel.proto import authorization_pb2 as pb
 from ztunnel.proto.workload_pb2 import Extension
 

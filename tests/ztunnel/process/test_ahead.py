@@ -8,11 +8,11 @@ from dataclasses import replace
 import trio
 import trio.testing
 
+from tests.support.to_proto import authorization_to_proto, workload_to_proto
 from tests.ztunnel.mesh.builders import allow, pod
 from ztunnel.mesh.changes import Batch
 from ztunnel.mesh.policy import Authorization
 from ztunnel.mesh.state import MeshState
-from ztunnel.mesh.to_proto import authorization_to_proto, workload_to_proto
 from ztunnel.mesh.workload import Workload
 from ztunnel.process.ahead import GRACE
 from ztunnel.process.mesh_feed import ADDRESS_TYPE, AUTHORIZATION_TYPE, MeshFeed

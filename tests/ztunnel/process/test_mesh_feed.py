@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import trio
 
+from tests.support.to_proto import workload_to_proto
 from tests.ztunnel.mesh.builders import allow, deny, pod, service
 from ztunnel.mesh.changes import Batch, Resource
 from ztunnel.mesh.state import MeshState
-from ztunnel.mesh.to_proto import workload_to_proto
 from ztunnel.mesh.workload import Workload, WorkloadStatus
 from ztunnel.process import messages
 from ztunnel.process.channel import Channel, Message, pair

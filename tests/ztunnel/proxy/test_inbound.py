@@ -9,10 +9,10 @@ import trio
 
 from tests.support.pair import ECHO, HOST, Pair
 from tests.support.proxies import NAMESPACE, service
+from tests.support.proxy_header import parse_proxy_header
 from tests.support.sockets import connect, receive_all
 from tests.support.tunnel import ClientTunnel, Flow, Refused, client_on
 from ztunnel.hbone.baggage import Baggage, format_baggage
-from ztunnel.hbone.proxy_protocol import parse_proxy_header
 from ztunnel.mesh.identity import Identity
 from ztunnel.mesh.workload import ApplicationTunnel, ApplicationTunnelProtocol
 from ztunnel.tls.spiffe import ServerMustBe
@@ -196,7 +196,6 @@ async def test_an_application_tunnel_hands_on_who_calls_in_a_proxy_header(
         parsed = parse_proxy_header(data)
         assert parsed is not None
         header, length = parsed
-        assert header.source is not None
         assert header.source[0] == ours
         assert header.destination == ("10.96.0.99", 80)
         assert header.identity == CALLER.uri

@@ -391,7 +391,9 @@ async def test_replicas_that_disagree_about_roots_do_not_drive_us_in_circles(
     assert 8 < len(ca.asked) < 4 * 65, "again and again, at most one a minute for each"
 
 
-async def test_replacing_them_all_is_spread(ca: Ca, autojump_clock: MockClock, start: Start) -> None:
+async def test_replacing_them_all_is_spread(
+    ca: Ca, autojump_clock: MockClock, start: Start
+) -> None:
     manager = await start()
     identities = [Identity("cluster.local", "shop", f"account-{i}") for i in range(10)]
     for identity in identities:

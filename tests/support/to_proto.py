@@ -1,7 +1,4 @@
-"""The classes of this room as messages of the workload API, the inverse of `from_proto`.
-
-So that what was read from a file travels to worker processes like what a control plane sends.
-"""
+"""The classes of `ztunnel.mesh` as the messages that a control plane sends of them."""
 
 from __future__ import annotations
 
