@@ -17,8 +17,8 @@ from pyroute2 import IPRoute
 
 from tests.support.cluster.mesh import MARKER, Mesh, Shop
 from tests.support.cluster.pods import RunningPod, Traffic, application
-from tests.support.cluster.programs import wait_for
 from tests.support.kube.objects import policy, strict
+from tests.support.program import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
 PATH = f"/?{MARKER}"
