@@ -113,7 +113,7 @@ class Control:
         config = self.config
         self.feed.listen(self.certificates.mesh_changed)
         self.counters.gauge("istio_build", "ztunnel", config.node.istio_version).set(1)
-        self.counters.gauge("ztunnel_compiled").set(is_compiled())
+        self.counters.gauge("ztunnel_compiled").set(float(is_compiled()))
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._links.serve_in(nursery)
