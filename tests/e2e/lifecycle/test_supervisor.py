@@ -13,6 +13,7 @@ import pytest
 from tests.support.faults import FaultLab
 from tests.support.pod_sockets import connect, echo, exchange, steady
 from tests.support.ztunnel_processes import ZtunnelProcesses
+from ztunnel.native import form
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -87,7 +88,7 @@ def test_the_command_says_its_version_and_knows_what_it_does_not_know() -> None:
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
     shown = run("version")
-    assert (shown.returncode, shown.stdout) == (0, f"{version('ambientd')}\n")
+    assert (shown.returncode, shown.stdout) == (0, f"{version('ambientd')} ({form()})\n")
     unknown = run("proxi")
     assert unknown.returncode == 1
     assert unknown.stderr.startswith("unknown command 'proxi'\n")
