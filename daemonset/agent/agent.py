@@ -113,6 +113,7 @@ class Agent:
             self._server.synchronised,
             "; ".join(filter(None, (self._host_rules, self._stops.complaint))),
             self._reconciler.statuses(),
+            self._dissolving,
         )
 
     def next_change(self) -> trio.Event:
@@ -162,13 +163,17 @@ class Agent:
         """Something that goes into a report has changed elsewhere."""
         self._note_change()
 
+    def begin_to_dissolve(self) -> None:
+        """The first step of `dissolve`, without waiting for anything."""
+        self._dissolving = True
+        self._reconciler.dissolve("the mesh is being taken off this node")
+
     async def dissolve(self) -> None:
         """Have every pod leave the mesh, and take the node's own rules away; then return.
 
         Waits for ever for a pod that cannot leave.
         """
-        self._dissolving = True
-        self._reconciler.dissolve("the mesh is being taken off this node")
+        self.begin_to_dissolve()
         while not all(status.out_of_mesh for status in self.status.pods):
             await self._status_changed.wait()
         async with self._services.probes_lock:

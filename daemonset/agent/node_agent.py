@@ -96,6 +96,7 @@ class NodeAgent:
         self._features: tuple[Feature, ...] = ()
         self._withdrawn = ""  # the value of the label that has been followed
         self._left: tuple[str, ...] = ()
+        self._taking_off = trio.Lock()
 
     @property
     def mark(self) -> int:
@@ -137,6 +138,7 @@ class NodeAgent:
                 nursery.start_soon(self._install, self._installer, installing)
             nursery.start_soon(self._tell)
             nursery.start_soon(self._follow_withdrawal, installing, stop)
+            nursery.start_soon(self._follow_deletion, installing)
             logger.info("the agent of node %s is at work", self._config.node)
             await stop.wait()
             if not self._withdrawn and await self._is_for_good():
@@ -219,6 +221,8 @@ class NodeAgent:
         config = self._config
         if not config.daemon_set:
             return False
+        if self._source.book.is_going(config.agent_ns):
+            return True  # the DaemonSet may be the last to go
         path = f"/apis/apps/v1/namespaces/{config.agent_ns}/daemonsets/{config.daemon_set}"
         try:
             with trio.fail_after(_ASK_SECONDS):
@@ -251,9 +255,22 @@ class NodeAgent:
         logger.info("the withdrawal is taken back: this agent ends, and the next one begins anew")
         stop.set()
 
+    async def _follow_deletion(self, installing: trio.CancelScope) -> None:
+        """Take the mesh off the node as soon as our namespace is being deleted. When we are told
+        to end ztunnel is told, too, and our rights may have gone."""
+        while not self._source.book.is_going(self._config.agent_ns):
+            await self._source.next_change().wait()
+        installing.cancel()
+        await self._take_off()
+
     async def _take_off(self) -> None:
         """Everything of the mesh leaves the node. Waits for as long as that takes."""
+        async with self._taking_off:
+            await self._take_everything_off()
+
+    async def _take_everything_off(self) -> None:
         logger.info("the mesh is taken off this node: pods leave it")
+        self._agent.begin_to_dissolve()  # what is written of it takes rights, which may go soon
         if self._installer is not None:
             try:
                 for change in await trio.to_thread.run_sync(self._installer.withdraw):

@@ -27,14 +27,20 @@ class PodBook:
         self._pods: dict[str, ApiPod] = {}
         self._namespaces: dict[str, Mapping[str, str]] = {}
         self._sandboxes: dict[str, Sandbox] = {}
+        self._going: set[str] = set()
 
-    def put_namespace(self, name: str, labels: Mapping[str, str]) -> None:
-        """It is new, or its labels may have changed."""
+    def put_namespace(self, name: str, labels: Mapping[str, str], *, going: bool = False) -> None:
+        """It is new, or its labels may have changed, or it is `going`: being deleted."""
         self._namespaces[name] = labels
+        if going:
+            self._going.add(name)
+        else:
+            self._going.discard(name)
 
     def drop_namespace(self, name: str) -> None:
         """It is no more."""
         self._namespaces.pop(name, None)
+        self._going.discard(name)
 
     def retain_namespaces(self, names: frozenset[str]) -> None:
         """Of all namespaces only these are left (a new list)."""
@@ -86,6 +92,10 @@ class PodBook:
     def namespace_label(self, namespace: str, name: str) -> str:
         """A label of a namespace; "" where there is none."""
         return self._namespaces.get(namespace, {}).get(name, "")
+
+    def is_going(self, namespace: str) -> bool:
+        """Whether a namespace is being deleted, with all that is in it."""
+        return namespace in self._going
 
     def pods(self) -> list[Pod]:
         """All of them, as the agent wants them."""

@@ -8,6 +8,7 @@ import datetime
 import logging
 import math
 import uuid
+from collections.abc import Sequence
 
 import trio
 
@@ -20,6 +21,8 @@ logger = logging.getLogger("daemonset.agent")
 
 REDIRECTION = "ambient.istio.io/redirection"
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
+_AT_ONCE = 16
+"""Requests: where an installation is deleted, the right to write goes with it within moments."""
 PENDING_SECONDS = 3.0
 """Until there is an event of a pod without ztunnel: an agent that has just started has none."""
 _TROUBLE = (PodState.STOPPED, PodState.FAILED, PodState.PENDING)
@@ -104,12 +107,9 @@ class PodNotes:
         pending = {status.uid for status in statuses if status.state is PodState.PENDING}
         now = trio.current_time()
         self._pending = {uid: self._pending.get(uid, now) for uid in pending}
+        await self._annotate_all(statuses)
         next_event = math.inf
         for status in statuses:
-            present = self._present(status.uid)
-            wanted = annotation(status, present)
-            if wanted != present:
-                await self._annotate(status, wanted)
             if status.state in _TROUBLE and self._is_news(status):
                 wait = self._pending.get(status.uid, -math.inf) + PENDING_SECONDS - now
                 if wait <= 0:
@@ -118,6 +118,28 @@ class PodNotes:
                     next_event = min(next_event, wait)
         self._tried()
         return next_event
+
+    async def _annotate_all(self, statuses: Sequence[PodStatus]) -> None:
+        wrong: list[ApiError | ApiUnavailableError] = []
+        limit = trio.CapacityLimiter(_AT_ONCE)
+
+        async def annotate(status: PodStatus, wanted: str | None) -> None:
+            async with limit:
+                try:
+                    await self._annotate(status, wanted)
+                except (ApiError, ApiUnavailableError) as error:
+                    wrong.append(error)
+                else:
+                    self._tried()
+
+        async with trio.open_nursery() as nursery:
+            for status in statuses:
+                present = self._present(status.uid)
+                wanted = annotation(status, present)
+                if wanted != present:
+                    nursery.start_soon(annotate, status, wanted)
+        if wrong:
+            raise wrong[0]
 
     def _tried(self) -> None:
         self._wrote.set()

@@ -70,7 +70,7 @@ class _Namespaces:
         except ObjectError as error:
             logger.error("a namespace cannot be read: %s", error)
             return
-        self._source.book.put_namespace(meta.name, meta.labels)
+        self._source.book.put_namespace(meta.name, meta.labels, going=meta.deleting)
         if self._seen is not None:
             self._seen.add(meta.name)
         else:

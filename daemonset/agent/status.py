@@ -60,12 +60,14 @@ class PodStatus:
 @dataclass(frozen=True, slots=True)
 class AgentStatus:
     """The whole node. `ztunnels` is how many are connected, `synchronised` whether the latest has
-    its snapshot; `host_rules` is what is wrong with the node's own rules, "" when nothing is."""
+    its snapshot; `host_rules` is what is wrong with the node's own rules, "" when nothing is;
+    `leaving`: the mesh is being taken off the node, or has been."""
 
     ztunnels: int
     synchronised: bool
     host_rules: str
     pods: tuple[PodStatus, ...]
+    leaving: bool = False
 
 
 def write_status(status: AgentStatus, run_dir: str | Path) -> None:

@@ -23,7 +23,9 @@ from daemonset.agent.host_stops import HostStops
 from daemonset.agent.node_agent import NodeAgent, NodeAgentConfig
 from daemonset.agent.owners import NotAloneError
 from daemonset.agent.private_socket import listening
+from daemonset.agent.relief import may_end
 from daemonset.agent.report import REPORT, WITHDRAW, NodeReport, read_report
+from daemonset.agent.status import read_status
 from daemonset.agent.stops import Uncaptured
 from daemonset.kube.client import KubeClient
 from daemonset.kube.config import from_kubeconfig
@@ -316,6 +318,34 @@ async def test_an_agent_that_is_uninstalled_leaves_nothing(
     assert not (node.folder / "bin/ambient-cni").exists()
     assert json.loads((node.folder / "net.d/10-k.conflist").read_text()) == KINDNET
     await node.until_annotated(pod, None)
+
+
+async def test_an_agent_whose_namespace_is_being_deleted_takes_the_mesh_off_at_once(
+    api: Api, node: Node, network: Cluster
+) -> None:
+    """Before anybody tells it to end: its rights and its ztunnel go within moments."""
+    api.namespace("doomed", **{MODE: "ambient"})
+    api.namespace("agents")
+    node.config = dataclasses.replace(node.config, agent_ns="agents", pod="")
+    pod, other = node.create("web", "doomed"), node.create("next", "doomed")
+    node.run(pod, network.pods[0], 300)
+    node.run(other, network.pods[1], 301)
+    run_dir = node.config.agent.run_dir
+    async with running(node) as ended:
+        for each in (pod, other):
+            await node.until_annotated(each, "enabled")
+        await node.until(node.is_chained)
+        assert not read_status(run_dir).leaving
+        api.call("DELETE", "/api/v1/namespaces/agents")
+        for each in (pod, other):
+            await node.until_annotated(each, None)
+        await node.until(lambda: tables(network.pods[0].namespace) == [])
+        await node.until(lambda: may_end(read_status(run_dir), 0.0))
+        assert read_status(run_dir).leaving
+        assert tables(network.host) == []
+        assert not (node.folder / "bin/ambient-cni").exists()
+        assert not ended.is_set()
+    assert tables(network.pods[1].namespace) == []
 
 
 async def test_a_pod_that_cannot_be_captured_is_told_of(

@@ -18,7 +18,9 @@ _SERVED_SECONDS = 60.0
 def read_base(folder: Path) -> list[Json]:
     """What `kubectl kustomize` makes of a base of resources, and perhaps counts of replicas."""
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    unknown = kustomization.keys() - {"apiVersion", "kind", "resources", "replicas"}
+    # `sortOptions` of fifo is the order that they are read in here.
+    known = {"apiVersion", "kind", "resources", "replicas", "sortOptions"}
+    unknown = kustomization.keys() - known
     assert not unknown, f"{folder}: {unknown} is not supported here"
     found: list[Json] = []
     for name in kustomization["resources"]:
