@@ -19,6 +19,7 @@ from tests.support.kube.binaries import KUBERNETES, OLDER, OLDER_API, find
 from tests.support.kube.cluster import Cluster, Json
 from tests.support.kube.manifests import MANIFESTS, kustomize, read_base
 from ztunnel.config.load import load_with
+from ztunnel.mesh.workload import HBONE_PORT
 
 FOLDERS = sorted(path.parent for path in MANIFESTS.rglob("kustomization.yaml"))
 OVERLAYS = [str(path.relative_to(MANIFESTS)) for path in FOLDERS]
@@ -180,6 +181,23 @@ def test_accounts_and_their_rights_are_in_one_place(overlay: str) -> None:
             [condition] = item["spec"]["matchConditions"]
             [namespace] = {place for place, account in accounts if account == "ambient-agent"}
             assert f'"system:serviceaccount:{namespace}:ambient-agent"' in condition["expression"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_network_policies_let_in_what_a_component_serves_and_no_more(overlay: str) -> None:
+    items = _built(overlay)
+    policies = {item["metadata"]["name"]: item for item in items if item["kind"] == "NetworkPolicy"}
+    for name, template in pods(items):
+        policy = policies[name]
+        selected = policy["spec"]["podSelector"]["matchLabels"]
+        assert selected.items() <= template["metadata"]["labels"].items()
+        [rule] = policy["spec"]["ingress"]
+        [found] = template["spec"]["containers"]
+        served = {port["name"] for port in found["ports"]}
+        # Metrics are to be had through a tunnel as well (ztunnel's own listener).
+        tunnels = {HBONE_PORT} if name == "ztunnel" else set()
+        assert {port["port"] for port in rule["ports"]} == served | tunnels
+        assert policy["spec"]["policyTypes"] == ["Ingress"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
