@@ -46,7 +46,7 @@ LOOK = 0.05
 
 _PATIENCE = 1.0
 """Seconds that a new pod's address is waited for: mesh and control plane see its file at slightly
-different moments."""
+different moments. What comes later is taken then."""
 
 _log = logging.getLogger("daemonset.local.control_plane")
 
@@ -56,6 +56,7 @@ class PodAddresses:
 
     def __init__(self, made: PodsFile) -> None:
         self._made = made
+        self._missing: frozenset[str] = frozenset()
 
     def complete(self, objects: ObjectSet) -> ObjectSet:
         """The same objects, all pods with their addresses."""
@@ -65,6 +66,7 @@ class PodAddresses:
             if not pod.ips and not pod.finished
         }
         if not without:
+            self._missing = frozenset()
             return objects
         known = self._wait_for(without)
         pods = {
@@ -84,8 +86,16 @@ class PodAddresses:
                 break
             time.sleep(0.02)
         for name in sorted(missing):
-            _log.warning("pod %s has no address and stays out of the mesh", name)
+            _log.warning("pod %s has no address and stays out of the mesh until it has one", name)
+        self._missing = frozenset(missing)
         return known
+
+    def have_come(self) -> bool:
+        """Whether one that was missing is there now; says so once. Raises OSError."""
+        if not self._missing or self._missing.isdisjoint(self._made.read()):
+            return False
+        self._missing = frozenset()
+        return True
 
 
 class LocalControlPlane:
@@ -98,6 +108,7 @@ class LocalControlPlane:
         self._reports = {node: WatchedFile(captured_file(run, node)) for node in nodes}
         self._wanted = WantedFile(run)
         self._findings = FindingsFile(run)
+        self._addresses = PodAddresses(PodsFile(run))
         self.plane = ControlPlane(
             ControlPlaneConfig(
                 source=source,
@@ -107,7 +118,7 @@ class LocalControlPlane:
                 server_names=(address,),
                 agents_report=True,
             ),
-            PodAddresses(PodsFile(run)).complete,
+            self._addresses.complete,
         )
 
     async def serve(self) -> None:
@@ -118,6 +129,7 @@ class LocalControlPlane:
             self.plane.on_objects(self._tell_agents)
             await nursery.start(self.plane.run)
             nursery.start_soon(self._follow_agents)
+            nursery.start_soon(self._follow_addresses)
             nursery.start_soon(self._say_when_settled)
             nursery.start_soon(self._tell_findings)
 
@@ -137,6 +149,13 @@ class LocalControlPlane:
             for node, report in self._reports.items():
                 if report.has_changed():
                     self._take_report(node, set(json.loads(report.path.read_text())))
+            await trio.sleep(LOOK)
+
+    async def _follow_addresses(self) -> None:
+        """A mesh on a machine that is busy makes a pod when its file was read long ago."""
+        while True:
+            if self._addresses.have_come():
+                self.plane.refresh()
             await trio.sleep(LOOK)
 
     def _take_report(self, node: str, now: set[str]) -> None:
