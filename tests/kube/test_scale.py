@@ -148,8 +148,7 @@ class Command(Program):
     def processor(self) -> tuple[float, float]:
         """Seconds of processor time until now, and seconds that it waited for a processor."""
         lines = [
-            file.read_text().split()
-            for file in Path(f"/proc/{self.pid}/task").glob("*/schedstat")
+            file.read_text().split() for file in Path(f"/proc/{self.pid}/task").glob("*/schedstat")
         ]
         return sum(int(one[0]) for one in lines) / 1e9, sum(int(one[1]) for one in lines) / 1e9
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "daemonset/manifests/Dockerfile"
+WHEEL = "AMBIENTD_WHEEL"
 _BUILD_SECONDS = 900.0
 _KEPT = 4  # wheels of other states of the sources: of other branches, for one
 
@@ -137,14 +138,25 @@ def build_wheel(folder: Path, more: Mapping[str, str]) -> Path:
     return found
 
 
+def wheel(folder: Path) -> Path:
+    """What AMBIENTD_WHEEL names (CI's is compiled); without it, as to compile takes time, one of
+    plain Python, in `folder`. Raises CalledProcessError: see `build_wheel`."""
+    if os.environ.get(WHEEL):
+        return Path(os.environ[WHEEL])
+    return build_wheel(folder, {"AMBIENTD_COMPILE": "0"})
+
+
 @functools.cache
 def compiled_wheel() -> Path:
     """The project's wheel with its hot rooms compiled, though without optimization, which takes
-    most of the time and is the C compiler's business. In the cache until the sources change.
+    most of the time and is the C compiler's business: what AMBIENTD_WHEEL names, else from the
+    cache, where it stays until the sources change.
 
     Raises:
         CalledProcessError: see `build_wheel`.
     """
+    if os.environ.get(WHEEL):
+        return Path(os.environ[WHEEL])
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     home = Path(base) / "ambientd" / "wheels"
     home.mkdir(parents=True, exist_ok=True)

@@ -114,7 +114,7 @@ def test_the_plugin_is_built_for_both_machines(
 @pytest.fixture(scope="module")
 def plain_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the second stage would build if it were not told to compile."""
-    return image.build_wheel(tmp_path_factory.mktemp("wheel"), {"AMBIENTD_COMPILE": "0"})
+    return image.build_wheel(tmp_path_factory.mktemp("plain"), {"AMBIENTD_COMPILE": "0"})
 
 
 @pytest.fixture(scope="module")

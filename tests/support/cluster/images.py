@@ -2,7 +2,8 @@
 
 Ours is made of what the Dockerfile's steps give: an interpreter (this machine's, with the libraries
 that it and the packages need), the packages that pyproject.toml asks for at run time and no others
-(a missing one is found), the project's wheel with its hot rooms compiled, and the CNI plugin.
+(a missing one is found), the project's wheel (what AMBIENTD_WHEEL names, CI's compiled one, or
+else plain Python), and the CNI plugin.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from packaging.utils import canonicalize_name
 from tests.support.cluster.archive import Layer, pack
 from tests.support.cluster.node_files import PAUSE_IMAGE
 from tests.support.cni import plugin
-from tests.support.image import compiled_wheel
+from tests.support.image import wheel
 
 PROJECT = Path(__file__).parents[3]
 IMAGE = "docker.io/library/ambientd:0.1.0"
@@ -134,12 +135,13 @@ def _project(folder: Path, home: str) -> Path:
     """The wheel that the Dockerfile builds, unpacked as pip does it."""
     built = folder / "built"
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    wheel = str(compiled_wheel())
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(built), wheel], check=True)
+    found = str(wheel(folder / "wheel"))
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(built), found], check=True)
     script = (built / "bin/ambient").read_text().split("\n", 1)[1]
     with Layer(folder / "project-layer.tar") as layer:
         layer.add_tree(home, built, frozenset({"bin"}))
         layer.text("/usr/local/bin/ambient", f"#!{_PYTHON}\n{script}", mode=0o755)
         layer.add("/opt/ambient/ambient-cni", plugin(checked=False), mode=0o755)
     shutil.rmtree(built)
+    shutil.rmtree(folder / "wheel", ignore_errors=True)
     return layer.file
