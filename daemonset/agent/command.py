@@ -49,11 +49,12 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
     environment = os.environ.get
     add("--node", default=environment("NODE_NAME"), help="the node's name (NODE_NAME)")
     add("--context", help="of the kubeconfig, outside a cluster")
-    add("--run-dir", type=Path, default=Path("/var/run/ambient"), metavar="FOLDER")
+    add("--run-dir", type=Path, default=Path("/var/run/ambient"), metavar="FOLDER",
+        help="for its mark and its status, gone with the boot (%(default)s)")  # fmt: skip
     add("--state-dir", type=Path, default=Path("/var/lib/ambient"), metavar="FOLDER",
-        help="survives a reboot")  # fmt: skip
+        help="survives a reboot (%(default)s)")  # fmt: skip
     add("--zds", type=Path, default=Path("/var/run/ztunnel/ztunnel.sock"), metavar="SOCKET",
-        help="where ztunnel connects")  # fmt: skip
+        help="where ztunnel connects (%(default)s)")  # fmt: skip
     add("--proc", type=Path, default=Path("/proc"), metavar="FOLDER", help="the node's own /proc")
     add("--root", type=Path, default=Path("/"), metavar="FOLDER", help="the node's file system")
     add("--host-netns", default="", metavar="PATH",
@@ -64,12 +65,16 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
         metavar="FILE",
         help="the CNI plugin to install; without it pods start before they are captured",
     )
-    add("--cni-bin", type=Path, default=Path("/opt/cni/bin"), metavar="FOLDER")
-    add("--cni-conf", type=Path, default=Path("/etc/cni/net.d"), metavar="FOLDER")
+    add("--cni-bin", type=Path, default=Path("/opt/cni/bin"), metavar="FOLDER",
+        help="where the node's CNI plugins are (%(default)s)")  # fmt: skip
+    add("--cni-conf", type=Path, default=Path("/etc/cni/net.d"), metavar="FOLDER",
+        help="where the node's CNI configuration is (%(default)s)")  # fmt: skip
     add("--excluded-namespaces", metavar="A,B",
-        default=environment("EXCLUDE_NAMESPACES", "kube-system"))  # fmt: skip
+        default=environment("EXCLUDE_NAMESPACES", "kube-system"),
+        help="whose pods are never in the mesh (EXCLUDE_NAMESPACES, else kube-system)")  # fmt: skip
     add("--system-namespace", default=environment("SYSTEM_NAMESPACE", "ambient-system"),
-        help="where ztunnel and this agent run")  # fmt: skip
+        metavar="NAME",
+        help="of ztunnel and this agent (SYSTEM_NAMESPACE, else ambient-system)")  # fmt: skip
     add("--selectors", metavar="YAML", default=environment("AMBIENT_ENABLEMENT_SELECTOR", ""),
         help="which pods are in the mesh (AMBIENT_ENABLEMENT_SELECTOR)")  # fmt: skip
     add("--revision", metavar="NAME", default=environment("REVISION", "default"),
@@ -77,16 +82,23 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
     add("--pod", metavar="NAME", default=environment("POD_NAME", ""),
         help="this agent's own, which carries its report (POD_NAME)")  # fmt: skip
     add("--no-dns-capture", action="store_true",
-        default=environment("AMBIENT_DNS_CAPTURE", "true") == "false")  # fmt: skip
+        default=environment("AMBIENT_DNS_CAPTURE", "true") == "false",
+        help="pods ask their nameservers themselves (AMBIENT_DNS_CAPTURE=false)")  # fmt: skip
     add("--istio-mark", action="store_true", default=environment("ISTIO_MARK", "") == "true",
-        help="Istio's own ztunnel runs here (ISTIO_MARK)")  # fmt: skip
+        help="Istio's own ztunnel runs here (ISTIO_MARK=true)")  # fmt: skip
     add("--uncaptured", metavar="stop|permit", default=environment(VARIABLE, "stop"),
         help="whether the traffic of pods in the mesh that cannot be captured is stopped, or goes"
         f" on outside the mesh ({VARIABLE})")  # fmt: skip
-    add("--health-port", type=int, default=8000)
-    add("--metrics-port", type=int, default=15014)
-    add("--daemon-set", default=environment("DAEMON_SET", ""),
-        help="what runs this agent; pods leave the mesh when it is deleted")  # fmt: skip
+    add(
+        "--health-port",
+        type=int,
+        metavar="PORT",
+        default=8000,
+        help="/healthz and /readyz (%(default)s)",
+    )
+    add("--metrics-port", type=int, metavar="PORT", default=15014, help="/metrics (%(default)s)")
+    add("--daemon-set", metavar="NAME", default=environment("DAEMON_SET", ""),
+        help="what runs us; pods leave the mesh when it is deleted (DAEMON_SET)")  # fmt: skip
     parser.set_defaults(run=_serve)
 
 

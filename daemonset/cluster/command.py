@@ -50,7 +50,9 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         help="try this machine's kernel instead (as root on a node, or by `kubectl debug node/…`)",
     )
     check.add_argument("-v", "--verbose", action="store_true", help="also what is worth knowing")
-    check.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    check.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="the form (%(default)s)"
+    )
     check.set_defaults(run=_check)
 
     uninstall = subparsers.add_parser(

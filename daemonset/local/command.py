@@ -58,7 +58,8 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
         "up",
         help="run a mesh on this machine from a folder of Kubernetes YAML",
         description="Runs the nodes and pods that the YAML in FOLDER describes, and a mesh around"
-        " them, until Ctrl-C. Files may be changed while it runs.",
+        " them, until Ctrl-C. Files may be changed while it runs. What belongs to running meshes is"
+        " below AMBIENT_RUN_DIR (by default /run/ambient, for users $XDG_RUNTIME_DIR/ambient).",
     )
     up.add_argument("folder", type=Path, metavar="FOLDER")
     up.add_argument("--name", help="what to call it (the folder's name)")

@@ -129,7 +129,7 @@ def add_parsers(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
     agent.add_argument(
         "--run", dest="run_dir", type=Path, required=True, metavar="FOLDER", help="of the mesh"
     )
-    agent.add_argument("--node", required=True, metavar="NAME")
+    agent.add_argument("--node", required=True, metavar="NAME", help="whose agent it is")
     agent.set_defaults(run=serve)
 
 

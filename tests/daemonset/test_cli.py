@@ -1,6 +1,10 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from daemonset import cli
+from daemonset.agent import command as node_agent
 
 COMMANDS = [name for names in cli._ROOMS.values() for name in names]
 
@@ -11,6 +15,27 @@ def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixtur
         cli.main([command, "--help"])
     assert ended.value.code == 0
     assert f"ambient {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_option_is_explained(command: str) -> None:
+    [choices] = [action.choices for action in cli.parser(command)._actions if action.choices]
+    unexplained = [
+        option.option_strings
+        for option in choices[command]._actions  # type: ignore[index]
+        if option.option_strings and not option.help
+    ]
+    assert not unexplained
+
+
+def test_the_node_agents_variables_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    """All of the environment that it reads."""
+    read = re.findall(r'environment\("([A-Z_]+)"', Path(node_agent.__file__).read_text())
+    with pytest.raises(SystemExit):
+        cli.main(["node-agent", "--help"])
+    said = capsys.readouterr().out
+    assert len(read) > 5
+    assert not [name for name in read if name not in said]
 
 
 def test_help_names_every_command_and_where_to_begin(capsys: pytest.CaptureFixture[str]) -> None:

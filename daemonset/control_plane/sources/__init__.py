@@ -1,1 +1,1 @@
-"""Where objects come from: a folder of YAML."""
+"""Where objects come from: a folder of YAML, or the Kubernetes API."""
