@@ -14,8 +14,9 @@ from tests.interop.apps import closed_port, ending, make_it_reset, pattern
 from tests.interop.conftest import ENVOYS
 from tests.support.envoy import Envoy
 from tests.support.envoy_config import ClientOptions, Http2Options, client
+from tests.support.hand_made import echo, server_of
 from tests.support.pki import make_root
-from tests.support.tunnel import Flow, ServerTunnel, TunnelListener, listener
+from tests.support.tunnel import Flow, TunnelListener, listener
 from ztunnel.http2.errors import ErrorCode
 from ztunnel.http2.settings import LocalSettings
 from ztunnel.mesh.identity import Identity
@@ -27,21 +28,6 @@ from ztunnel.tls.workload_certificate import WorkloadCertificate
 MIB = 1024 * 1024
 VERIFY = ClientMustBe(["cluster.local"])
 AUTHORITY = "10.9.8.7:80"
-
-
-def server_of(flow: Flow) -> ServerTunnel:
-    tunnel = flow.tunnel
-    assert isinstance(tunnel, ServerTunnel)
-    return tunnel
-
-
-async def echo(flow: Flow) -> None:
-    """Accept, and give everything back, the end as well."""
-    await server_of(flow).accept(flow)
-    while data := await flow.read_some():
-        await flow.write(data)
-    if flow.reset is None:
-        await flow.end()
 
 
 class EnvoyClient:
