@@ -167,6 +167,8 @@ def compiled_wheel() -> Path:
     with open(home / "lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several test runs may start at once
         if not kept.exists():
+            for broken_off in home.glob("tmp*"):
+                shutil.rmtree(broken_off)
             with tempfile.TemporaryDirectory(dir=home) as folder:
                 build_wheel(Path(folder), {"MYPYC_OPT_LEVEL": "0"})
                 Path(folder).rename(kept)
