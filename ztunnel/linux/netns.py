@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import NoReturn
 
 CLONE_NEWNET = 0x40000000
-_MS_BIND = 0x1000
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
@@ -29,14 +28,6 @@ _setns = _libc.setns
 _setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _unshare = _libc.unshare
 _unshare.argtypes = (ctypes.c_int,)
-_mount = _libc.mount
-_mount.argtypes = (
-    ctypes.c_char_p,
-    ctypes.c_char_p,
-    ctypes.c_char_p,
-    ctypes.c_ulong,
-    ctypes.c_char_p,
-)
 
 
 def _failed(action: str) -> OSError:
