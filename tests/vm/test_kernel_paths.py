@@ -13,7 +13,7 @@ from tests.support.vm.kernels import NEW, OLD, kernel
 from tests.support.vm.machine import Run, run
 from tests.vm.guest.checks import CHECKS, DIFFERENT, KEYS, WITHOUT_KEYS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 WANTED = {NEW: [*CHECKS, *KEYS], OLD: [*DIFFERENT, *WITHOUT_KEYS]}
 

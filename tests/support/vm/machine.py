@@ -23,7 +23,7 @@ from tests.support.vm.kernels import Kernel
 from tests.vm.guest.report import MARK
 
 QEMU: Final = "qemu-system-x86_64"
-SECONDS: Final = 400  # for one machine, on a busy host; half a minute on one that is not
+SECONDS: Final = 800  # for one machine, on a busy host; half a minute on one that is not
 
 
 @dataclass(frozen=True, slots=True)
