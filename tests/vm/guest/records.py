@@ -171,7 +171,23 @@ async def forged() -> None:
 
 
 async def held_back() -> dict[str, int]:
-    """What was written and TCP has not been given yet can be counted, and gets there."""
+    """What was written and TCP has not been given yet can be counted, and gets there.
+
+    On a machine that is busy, TCP may have taken it all by the time it is counted.
+    """
+    for _ in range(19):
+        try:
+            return await held_back_once()
+        except AllGiven:
+            continue
+    return await held_back_once()
+
+
+class AllGiven(Exception):
+    """Nothing was left to be counted."""
+
+
+async def held_back_once() -> dict[str, int]:
     suite = "TLS_AES_256_GCM_SHA384"
     pair = Pair(suite)
     pair.kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -188,10 +204,11 @@ async def held_back() -> dict[str, int]:
             written += pair.kernel.send(bytes(16384))
     except BlockingIOError:
         held = missing()
-    assert held > 0, "TCP has been given everything"
     assert pair.own_receives(written) == bytes(written)
     assert missing() == 0
     pair.close()
+    if not held:
+        raise AllGiven("TCP has been given everything")
     return {"written": written, "held back": held}
 
 
