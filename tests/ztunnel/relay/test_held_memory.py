@@ -40,6 +40,8 @@ class Flow:
         self.stopped = trio.Event()
         for end in (self.client, self.server):
             end.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # The application's own, which Linux would let grow to 32 MiB, with a proxy or without.
+        self.server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB)
 
     def flow_ended(self, outcome: Outcome) -> None:
         """See `Owner`."""
