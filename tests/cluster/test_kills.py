@@ -5,23 +5,20 @@ Whatever is away: what a captured pod sends is encrypted or refused, never seen 
 
 from __future__ import annotations
 
-import contextlib
 import re
 import subprocess
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from pyroute2 import IPRoute
 
-from tests.support.cluster.mesh import MARKER, Mesh, Shop
-from tests.support.cluster.pods import RunningPod, Traffic, application
+from tests.support.cluster.mesh import Mesh, Shop
+from tests.support.cluster.pods import RunningPod, application
 from tests.support.kube.objects import policy, strict
 from tests.support.program import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
-PATH = f"/?{MARKER}"
 SECONDS = 60.0
 """For new connections after a proxy was killed: three or four where the machine has time."""
 
@@ -45,27 +42,11 @@ def rules(pod: RunningPod) -> tuple[str, list[Any]]:
     return re.sub(r"elements = \{[^}]*\}", "", done.stdout), routing
 
 
-@contextlib.contextmanager
-def unseen(mesh: Mesh, shop: Shop) -> Iterator[tuple[Traffic, Traffic]]:
-    """Requests of web to orders, none of which may be read between the nodes: on new connections,
-    and on one that is kept."""
-    with (
-        mesh.wire() as wire,
-        shop.web.enter() as network,
-        Traffic(network, shop.cluster_ip, 80, PATH) as traffic,
-        Traffic(network, shop.cluster_ip, 80, PATH, kept=True) as kept,
-    ):
-        traffic.more()
-        kept.more()
-        yield traffic, kept
-    assert not wire.shows(MARKER.encode())
-
-
 def test_a_killed_agent_is_missed_by_nobody(mesh: Mesh, shop: Shop) -> None:
     before = rules(shop.web)
     agent = mesh.part("ambient-agent", "node-1")
     restarts = agent.restarts
-    with unseen(mesh, shop) as (traffic, kept):
+    with mesh.unseen(shop) as (traffic, kept):
         agent.kill()
         # Its start waits for the next agent.
         mesh.cluster.api.apply(application("killed", "late", "node-1", "web"))
@@ -89,7 +70,7 @@ def test_a_killed_ztunnel_is_back_within_seconds(mesh: Mesh, shop: Shop, node: s
     ztunnel = mesh.part("ztunnel", node)
     agent = mesh.part("ambient-agent", node)
     restarts = ztunnel.restarts
-    with unseen(mesh, shop) as (traffic, kept):
+    with mesh.unseen(shop) as (traffic, kept):
         ztunnel.kill(sandbox=node == "node-2")
         killed = time.monotonic()
         wait_for("requests are refused", lambda: traffic.outcome.failures)
@@ -112,7 +93,7 @@ def test_a_killed_ztunnel_is_back_within_seconds(mesh: Mesh, shop: Shop, node: s
 def test_a_killed_control_plane_is_missed_by_nobody(mesh: Mesh, shop: Shop) -> None:
     control = mesh.part("ambient-control-plane")
     restarts = control.restarts
-    with unseen(mesh, shop) as (traffic, kept):
+    with mesh.unseen(shop) as (traffic, kept):
         control.kill()
         traffic.more()
         control.wait_restarted(restarts)
@@ -133,7 +114,7 @@ def test_a_killed_control_plane_is_missed_by_nobody(mesh: Mesh, shop: Shop) -> N
 def test_a_sandbox_that_is_killed_comes_back_captured(mesh: Mesh, shop: Shop) -> None:
     """The same pod under the same UID, with another namespace and other addresses."""
     before = shop.orders.now
-    with unseen(mesh, shop) as (traffic, _):
+    with mesh.unseen(shop) as (traffic, _):
         shop.orders.kill(sandbox=True)
 
         def runs_anew() -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from daemonset.local.capture import HBONE_PORT, Capture, Wire
 from tests.support.cluster.cluster import NodeCluster
-from tests.support.cluster.pods import NO_ANSWER, RunningPod, application, service
+from tests.support.cluster.pods import NO_ANSWER, RunningPod, Traffic, application, service
 from tests.support.kube.api import Json
 from tests.support.kube.objects import account
 from tests.support.program import wait_for
@@ -96,6 +96,22 @@ class Mesh:
             thread.join()
             wire.read_into(capture)
             wire.close()
+
+    @contextlib.contextmanager
+    def unseen(self, shop: Shop) -> Iterator[tuple[Traffic, Traffic]]:
+        """Requests of web to orders, none of which may be read between the nodes: on new
+        connections, and on one that is kept."""
+        path = f"/?{MARKER}"
+        with (
+            self.wire() as wire,
+            shop.web.enter() as network,
+            Traffic(network, shop.cluster_ip, 80, path) as traffic,
+            Traffic(network, shop.cluster_ip, 80, path, kept=True) as kept,
+        ):
+            traffic.more()
+            kept.more()
+            yield traffic, kept
+        assert not wire.shows(MARKER.encode()), "a request went over the wire in the clear"
 
     def wait_encrypted(self, shop: Shop) -> None:
         """Until the ztunnel of node-1 knows that orders is there, and reached by a tunnel."""
