@@ -355,12 +355,7 @@ async def test_a_pod_that_cannot_be_captured_is_told_of(
     pod = node.create("web", "lost")
     api.set_status(pod, {"phase": "Running", "podIP": LOST, "podIPs": [{"ip": LOST}]})
     async with running(node):
-
-        def told() -> bool:
-            events = api.call("GET", "/api/v1/namespaces/lost/events")["items"]
-            return any("no process of lost/web" in event["message"] for event in events)
-
-        await node.until(told)
+        await node.until(lambda: is_told(api, "lost", "no process of lost/web"))
         assert node.agent is not None
         metrics = node.agent.metrics().decode()
         assert 'mesh_bypass_possible{namespace="lost",pod="web",reason="the node lets n' in metrics
@@ -387,15 +382,16 @@ async def test_a_pod_that_cannot_be_captured_goes_on_where_that_is_permitted(
     permitting = dataclasses.replace(node.config.agent, uncaptured=Uncaptured.PERMIT)
     node.config = dataclasses.replace(node.config, agent=permitting)
     async with running(node):
-
-        def told() -> bool:
-            events = api.call("GET", "/api/v1/namespaces/open/events")["items"]
-            return any("AMBIENT_UNCAPTURED is permit" in event["message"] for event in events)
-
-        await node.until(told)
+        await node.until(lambda: is_told(api, "open", "AMBIENT_UNCAPTURED is permit"))
         assert node.agent is not None
         assert 'traffic="passes"} 1.0' in node.agent.metrics().decode()
         assert not HostStops(network.host).is_present()
+
+
+def is_told(api: Api, namespace: str, words: str) -> bool:
+    """Whether an event there says so."""
+    events = api.call("GET", f"/api/v1/namespaces/{namespace}/events")["items"]
+    return any(words in event["message"] for event in events)
 
 
 def report(api: Api, node: Node) -> NodeReport:
