@@ -13,7 +13,7 @@ from ztunnel.linux.netlink import NetlinkError, NetlinkSocket, each_attribute
 from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.linux.sockets import SocketAddress, canonical
 
-ESTABLISHED, TIME_WAIT = 1, 6
+ESTABLISHED, SYN_SENT, TIME_WAIT = 1, 2, 6
 """States, as in `Tally.state`."""
 
 _NETLINK_SOCK_DIAG: Final = 4

@@ -12,7 +12,7 @@ from ztunnel.relay.connect import ConnectDone, Connecting
 from ztunnel.relay.flow import Flow, Outcome
 from ztunnel.relay.stream_owner import StreamOwner
 from ztunnel.telemetry.connections import describe
-from ztunnel.telemetry.labels import CONNECT, Ends
+from ztunnel.telemetry.labels import CONNECT, NO_FLAGS, Ends
 from ztunnel.telemetry.record import PROXY, ConnectionRecord
 
 UNKNOWN_WORKLOAD: Final = "unknown workload"  # why a connection is refused early, as a label
@@ -112,6 +112,10 @@ class Connection(StreamOwner):
             self.flow.abort(reason)
         elif not self.ended:
             self.cancel(flags, reason)
+
+    def leave(self, reason: str) -> None:
+        """Its pod is not served any more."""
+        self.end(NO_FLAGS, reason)
 
     def cancel(self, flags: str, reason: str) -> None:
         """Gives up what is still being made, tells the client, and writes the record down."""

@@ -11,7 +11,7 @@ import time
 from typing import Final, Protocol
 
 from ztunnel.linux.sockets import SocketAddress
-from ztunnel.linux.tcp_sockets import ESTABLISHED, TIME_WAIT, Tally, TcpSockets
+from ztunnel.linux.tcp_sockets import ESTABLISHED, SYN_SENT, TIME_WAIT, Tally, TcpSockets
 from ztunnel.mesh.changes import Changes
 from ztunnel.mesh.state import MeshState
 from ztunnel.proxy.connection import Connection
@@ -47,9 +47,14 @@ class End(Protocol):
 class DirectOutbound(Connection):
     """The side of the pod that connects."""
 
-    __slots__ = ("other",)
+    __slots__ = ("direct", "other")
 
+    direct: "DirectFlow"
     other: "DirectInbound"
+
+    def leave(self, reason: str) -> None:
+        """See `Connection`."""
+        self.direct.leave(reason)
 
     def rejudge(self, state: MeshState, changes: Changes) -> None:
         """Both sides live and die together."""
@@ -63,7 +68,13 @@ class DirectOutbound(Connection):
 class DirectInbound(ToNeighbour):
     """The side of the pod that is connected to."""
 
-    __slots__ = ()
+    __slots__ = ("direct",)
+
+    direct: "DirectFlow"
+
+    def leave(self, reason: str) -> None:
+        """See `Connection`."""
+        self.direct.leave(reason)
 
     def cancel(self, flags: str, reason: str) -> None:
         """See `Connection`."""
@@ -128,6 +139,7 @@ class DirectFlow:
         self._outbound = outbound
         self._inbound = inbound
         outbound.other = inbound
+        outbound.direct = inbound.direct = self
         outbound.running(self)
         inbound.running(self)
 
@@ -197,6 +209,22 @@ class DirectFlow:
             return
         self._kill()
         self._close(Outcome(ClosedBy.PROXY, reason, self.from_client, self.from_server))
+
+    def leave(self, reason: str) -> None:
+        """One of the pods is not served any more.
+
+        A first packet that waits in a queue is lost when the pod's rules are taken away. It is sent
+        again, and then nobody asks about it: where it goes is where it would go without a mesh.
+        """
+        try:
+            near = self.near.sockets.look(self.client, self.destination)
+        except OSError:
+            near = None
+        if near is None or near.state != SYN_SENT:
+            self.abort(reason)
+        else:
+            reason += " before it was connected; it goes on without the proxies"
+            self._close(Outcome(ClosedBy.PROXY, reason, 0, 0))
 
     def _kill(self) -> None:
         for end, local, remote in (

@@ -19,7 +19,6 @@ from ztunnel.proxy.outbound import Outbound
 from ztunnel.proxy.plaintext import Plaintext
 from ztunnel.proxy.pod_ports import open_listener, wanted_listeners
 from ztunnel.proxy.socks import accept_socks
-from ztunnel.telemetry.labels import NO_FLAGS
 from ztunnel.tls.crl import RevocationList
 
 log = logging.getLogger("ztunnel.proxy")
@@ -171,7 +170,7 @@ class PodProxy(LocalPod):
             listener.close()
         # Before their tunnels, whose loss they would take for an act of the other end.
         for connection in self.context.registry.of(self.uid):
-            connection.end(NO_FLAGS, reason)
+            connection.leave(reason)
         for pool in self._pools.values():
             pool.close(reason)
         self.arrivals.close(reason)

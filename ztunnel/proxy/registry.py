@@ -27,6 +27,9 @@ class Live(Protocol):
     def end(self, flags: str, reason: str) -> None:
         """Ends it now."""
 
+    def leave(self, reason: str) -> None:
+        """The pod is not served any more: end, or go on without the proxy."""
+
     def rejudge(self, state: MeshState, changes: Changes) -> None:
         """The mesh changed: end yourself if you are no longer allowed."""
 

@@ -36,6 +36,9 @@ class Connection:
     def end(self, flags: str, reason: str) -> None:
         raise NotImplementedError
 
+    def leave(self, reason: str) -> None:
+        raise NotImplementedError
+
     def rejudge(self, state: MeshState, changes: Changes) -> None:
         raise NotImplementedError
 

@@ -19,6 +19,7 @@ from ztunnel.linux.netns import NetworkNamespace
 from ztunnel.linux.nftables import Nftables
 from ztunnel.linux.packet_queue import is_bound
 from ztunnel.proxy import direct
+from ztunnel.proxy.gate import Gate
 from ztunnel.proxy.gate_rules import GateRules, leave_captured
 from ztunnel.proxy.gatekeeper import Gatekeeper
 from ztunnel.tls.crl import RevocationList
@@ -383,6 +384,36 @@ async def test_connections_to_a_pod_that_is_about_to_leave(
     await before.aclose()
     await lines(pair, 'path="direct"')
     assert open_connections(pair, "client") == 0
+
+
+async def test_a_first_packet_that_is_lost_when_a_pod_leaves_is_sent_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits in the queue of the pod's rules, and these are taken away with what waits there."""
+    keeper = keeper_of(pair)
+    far = keeper.gates[pair.mesh.pods["server"]]
+    judge = Gate.ready
+
+    def all_but_there(gate: Gate, events: int) -> None:
+        if gate is not far:
+            judge(gate, events)
+
+    [_, captured] = pair.mesh.captures
+    async with trio.open_nursery() as nursery:
+        monkeypatch.setattr(Gate, "ready", all_but_there)
+
+        async def connect() -> None:
+            assert await ask(await pair.dial()) == b"hello"
+
+        nursery.start_soon(connect)
+        with trio.fail_after(10):
+            while not straight(pair):
+                await trio.sleep(0.01)
+        captured.release()
+        pair.mesh.pods["server"].close("the pod left the mesh")
+        monkeypatch.setattr(Gate, "ready", judge)
+    assert straight(pair) == 0
+    await lines(pair, "the pod left the mesh before it was connected")
 
 
 async def test_a_pod_without_identity_cannot_use_an_address(pair: Pair) -> None:
