@@ -5,7 +5,7 @@ import socket
 import struct
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from tests.support.one_ztunnel import (
     delete,
     echoes,
     keep,
+    listeners,
     wait_for,
 )
 
@@ -223,20 +224,6 @@ def half_written(ztunnel: Running, room: Lab, resources: Path) -> None:
     resources.write_text("workloads: [")
     ztunnel.says("the last good state stays in force")
     assert not echoes(room, "client", host)
-
-
-def listeners(network: object) -> Mapping[int, int]:
-    """TCP port of ours -> how many sockets listen on it, in one namespace."""
-    found: dict[int, int] = {}
-    with network.enter():  # type: ignore[attr-defined]
-        for name in ("tcp", "tcp6"):
-            lines = Path(f"/proc/thread-self/net/{name}").read_text().splitlines()[1:]
-            for line in lines:
-                fields = line.split()
-                port = int(fields[1].rpartition(":")[2], 16)
-                if fields[3] == "0A" and 15000 < port < 15100:
-                    found[port] = found.get(port, 0) + 1
-    return found
 
 
 def test_dedicated_to_one_workload(place: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """One ztunnel by itself: its processes, and the agent's end of ZDS byte for byte."""
 
 import errno
+import http.client
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -17,6 +19,7 @@ from daemonset.local.metrics_lines import Sample, parse_samples
 from daemonset.local.processes import http_get
 from tests.support.lab import Lab
 from ztunnel.linux.fds import send_with_fds
+from ztunnel.linux.netns import NetworkNamespace
 
 HELLO = b"\x08\x01"
 ACK = b"\x0a\x00"
@@ -69,6 +72,10 @@ class Cni:
         self._connection.settimeout(PATIENCE)
         assert self._connection.recv(1024) == HELLO
 
+    def is_called(self, seconds: float) -> bool:
+        """Whether a ztunnel connects within this time."""
+        return bool(select.select([self._listener], (), (), seconds)[0])
+
     def ask(self, message: bytes, netns: int | None = None) -> bytes:
         assert self._connection is not None
         if netns is None:
@@ -106,6 +113,18 @@ class Running:
 
     def get(self, port: int, path: str) -> tuple[int, str]:
         return http_get(self._room.where(self._place), "127.0.0.1", port, path, timeout=5.0)
+
+    def post(self, port: int, path: str) -> int:
+        """The status that a POST without a body is answered with."""
+        with self._room.where(self._place).network.socket(
+            socket.AF_INET, socket.SOCK_STREAM
+        ) as sock:
+            sock.settimeout(5)
+            sock.connect(("127.0.0.1", port))
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.sock = sock
+            connection.request("POST", path)
+            return connection.getresponse().status
 
     def readiness(self) -> str:
         try:
@@ -175,3 +194,17 @@ def echoes(room: Lab, pod: str, host: str, port: int = 7000, size: int = 1000) -
                 return False
             raise
     return received == size
+
+
+def listeners(network: NetworkNamespace) -> dict[int, int]:
+    """TCP port of ours -> how many sockets listen on it, in one namespace."""
+    found: dict[int, int] = {}
+    with network.enter():
+        for name in ("tcp", "tcp6"):
+            lines = Path(f"/proc/thread-self/net/{name}").read_text().splitlines()[1:]
+            for line in lines:
+                fields = line.split()
+                port = int(fields[1].rpartition(":")[2], 16)
+                if fields[3] == "0A" and 15000 < port < 15100:
+                    found[port] = found.get(port, 0) + 1
+    return found
