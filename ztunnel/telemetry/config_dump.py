@@ -72,14 +72,7 @@ def service(one: Service, endpoints: Iterable[Workload]) -> Json:
         "vips": [vip.key for vip in one.vips],
         "cidrVips": [{"network": vip.network, "cidr": str(vip.cidr)} for vip in one.cidr_vips],
         "ports": _ports(one.ports),
-        "endpoints": {
-            endpoint.uid: {
-                "workloadUid": endpoint.uid,
-                "port": _ports(endpoint.services.get(one.key, {})),
-                "status": _STATUS[endpoint.status],
-            }
-            for endpoint in endpoints
-        },
+        "endpoints": _endpoints(one.key, endpoints),
         "subjectAltNames": [identity.uri for identity in one.subject_alt_names],
         "loadBalancer": {
             "routingPreferences": [
@@ -120,22 +113,33 @@ def policy(one: Authorization) -> Json:
 def mesh(
     workloads: Iterable[Workload], services: Iterable[Service], policies: Iterable[Authorization]
 ) -> Json:
-    """The three lists of a dump, sorted by name, endpoints found by the services that the
-    workloads say they are part of."""
+    """The three lists of a dump, sorted by name, and the endpoints of services that are not known
+    (yet). Endpoints are found by the services that the workloads say they are part of."""
     listed = sorted(workloads, key=lambda one: (one.namespace, one.name, one.uid))
     endpoints: dict[str, list[Workload]] = {}
     for one in listed:
         for key in one.services:
             endpoints.setdefault(key, []).append(one)
+    known = [
+        service(one, endpoints.pop(one.key, ()))
+        for one in sorted(services, key=lambda one: one.key)
+    ]
     return {
         "workloads": [workload(one) for one in listed],
-        "services": [
-            service(one, endpoints.get(one.key, ()))
-            for one in sorted(services, key=lambda one: one.key)
-        ],
+        "services": known,
         "policies": [policy(one) for one in sorted(policies, key=lambda one: one.key)],
-        # Endpoints wait for their service in the index of workloads; there is no second store.
-        "stagedServices": {},
+        "stagedServices": {key: _endpoints(key, left) for key, left in sorted(endpoints.items())},
+    }
+
+
+def _endpoints(key: str, endpoints: Iterable[Workload]) -> Json:
+    return {
+        one.uid: {
+            "workloadUid": one.uid,
+            "port": _ports(one.services.get(key, {})),
+            "status": _STATUS[one.status],
+        }
+        for one in endpoints
     }
 
 

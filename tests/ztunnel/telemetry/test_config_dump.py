@@ -108,7 +108,18 @@ def test_a_mesh_is_sorted_and_services_find_their_endpoints() -> None:
     assert web["subjectAltNames"] == ["spiffe://td/ns/a/sa/b"]
     assert web["loadBalancer"]["routingPreferences"] == ["Region", "Zone"]
     assert web["weightedWaypoints"][0]["weight"] == 3
+    assert dump["stagedServices"] == {}
     json.dumps(dump)
+
+
+def test_endpoints_of_a_service_that_is_not_known_are_told_apart() -> None:
+    dump = config_dump.mesh([WEB], [Service("a", "a", "a")], [])
+    assert [one["endpoints"] for one in dump["services"]] == [{}]
+    assert dump["stagedServices"] == {
+        "shop/web.shop.svc.cluster.local": {
+            WEB.uid: {"workloadUid": WEB.uid, "port": {"80": 8080}, "status": "Healthy"}
+        }
+    }
 
 
 def test_a_policy_shows_every_condition() -> None:
