@@ -15,4 +15,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("ambientd")
 
-pytest_plugins = ["tests.support.requirements", "tests.support.last_words"]
+pytest_plugins = [
+    "tests.support.requirements",
+    "tests.support.last_words",
+    "tests.support.parallel",
+]

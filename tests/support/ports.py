@@ -1,10 +1,13 @@
 """Ports of this machine for programs that must be told theirs."""
 
 import contextlib
+import os
 import random
 import socket
 
-_PORTS = range(20_000, 32_000)
+_PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = range(20_000 + _PROCESS % 8, 32_000, 8)
+"""Tests that run beside these in another process have others."""
 
 
 def free_ports(number: int) -> list[int]:

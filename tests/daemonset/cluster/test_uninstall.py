@@ -22,7 +22,7 @@ _LASTING = {"CustomResourceDefinition"}
 def everything() -> list[Any]:
     """Objects of all manifests, but for patches (which are named in a kustomization)."""
     found = []
-    for folder in {path.parent for path in MANIFESTS.rglob("kustomization.yaml")}:
+    for folder in sorted({path.parent for path in MANIFESTS.rglob("kustomization.yaml")}):
         for name in yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]:
             if (folder / name).is_file():
                 found += [one for one in yaml.safe_load_all((folder / name).read_text()) if one]
