@@ -91,7 +91,7 @@ def measure_round(
                 result = Result(implementation.name, work.name, number, figures)
                 said = f"{figures.rate:,.4g} {work.kind.value}"
             except LoadError as error:
-                said = str(error)
+                said = "\n".join([str(error), *running.complaints()])
                 result = Result(implementation.name, work.name, number, None, said)
             recorder.add(result)
             print(f"round {number}  {implementation.name:10} {work.name:10} {said}", flush=True)

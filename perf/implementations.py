@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,16 +29,22 @@ from ztunnel.mesh.identity import Identity
 CAPTURE_PORT = 15001
 MARK = 1337
 
+_COMPLAINTS = 5  # that are told of each process
+
 
 @dataclass(frozen=True)
 class Running:
     """An implementation at work: where to measure, and the processes that do it.
 
     Descendants of `pids` count as well, and need not be named.
+
+    Attributes:
+        complaints: what they have logged that is not as it should be.
     """
 
     bench: Bench
     pids: list[int]
+    complaints: Callable[[], list[str]] = list
 
 
 class Implementation(Protocol):
@@ -170,9 +177,12 @@ class Ztunnel:
                 room.ip(SERVER),
                 tools,
             )
-            programs = room.mesh.processes.running
-            processes = [programs[ztunnel_name(room.node_of(pod))].process for pod in PODS]
-            yield Running(bench, [process.pid for process in processes if process is not None])
+            running = [room.mesh.processes.running[ztunnel_name(room.node_of(pod))] for pod in PODS]
+            yield Running(
+                bench,
+                [one.process.pid for one in running if one.process is not None],
+                lambda: [line for one in running for line in complaints(one.program.log)],
+            )
 
     def environment(self) -> dict[str, str]:
         """How the ztunnels are configured."""
@@ -180,6 +190,14 @@ class Ztunnel:
         if self.istio:
             environment[ZTUNNEL_BIN] = os.environ[ZTUNNEL_BIN]
         return environment
+
+
+def complaints(log: Path) -> list[str]:
+    """The first lines of a ztunnel's log that are warnings or errors."""
+    with log.open(errors="replace") as lines:
+        levels = ("warn", "error")
+        wanted = (line.rstrip() for line in lines if line.partition("\t")[2].startswith(levels))
+        return list(itertools.islice(wanted, _COMPLAINTS))
 
 
 def _bench(room: Lab, tools: Tools) -> Bench:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from perf.__main__ import main, parse
-from perf.build import build
-from perf.implementations import ALL
+from perf.__main__ import main, measure_round, parse
+from perf.build import Tools, build
+from perf.implementations import ALL, Direct, Running, complaints
 from perf.processes import with_descendants
-from perf.record import read
+from perf.record import Recorder, read
+from perf.works import WORKS
 
 
 @pytest.mark.root
@@ -58,3 +62,27 @@ def test_another_ztunnel_is_measured_where_its_binary_is_named(
     with istio.running(build(), tmp_path / "mesh") as running:
         assert mark.exists()
         assert len(running.pids) == 2
+
+
+def test_what_went_wrong_is_told_with_the_complaints_of_what_was_measured(tmp_path: Path) -> None:
+    log = tmp_path / "ztunnel.log"
+    lines = ["now\tinfo\tztunnel.tls\tall is well", "now\terror\taccess\tTLS handshake: no answer"]
+    log.write_text("".join(f"{line}\n" for line in (*lines, *lines)))
+    assert complaints(log) == [lines[1], lines[1]]
+
+    class Broken(Direct):
+        """Nobody reaches its server."""
+
+        @contextmanager
+        def running(self, tools: Tools, folder: Path) -> Iterator[Running]:
+            with super().running(tools, folder) as running:
+                running.bench.server_ip = "127.0.0.2"  # where nobody listens
+                yield dataclasses.replace(running, complaints=lambda: complaints(log))
+
+    results = tmp_path / "results.jsonl"
+    works = [work for work in WORKS if work.name == "connect-1"]
+    measure_round(Broken(), works, build(), 1, 0.2, 0.1, Recorder(results, {}))
+    _, [result] = read(results.read_text().splitlines())
+    assert result.figures is None
+    assert result.problem is not None
+    assert result.problem.endswith(f"{lines[1]}\n{lines[1]}")
