@@ -11,6 +11,9 @@ import os
 import secrets
 from pathlib import Path
 
+from daemonset.agent.capture_rules import ANSWERS
+from ztunnel.kernel import direct_rules
+
 FILE_NAME = "packet-mark"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -22,8 +25,8 @@ class MarkError(Exception):
 def packet_mark(run_dir: str | Path) -> int:
     """The mark of this boot, made and stored in `run_dir` when there is none yet.
 
-    32 random bits, some of them outside 0xfff, so that it is neither "no mark" nor one of the marks
-    that everybody knows. Raises MarkError when the file is not ours alone, and OSError.
+    32 random bits that no rule takes for something else (see `is_fit`). Raises MarkError when the
+    file is not ours alone, and OSError.
     """
     directory = Path(run_dir)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -32,8 +35,8 @@ def packet_mark(run_dir: str | Path) -> int:
     known = _read(path, boot)
     if known is not None:
         return known
-    mark = 0
-    while mark & ~0xFFF == 0:
+    mark = secrets.randbits(32)
+    while not is_fit(mark):
         mark = secrets.randbits(32)
     # Written aside and linked: of two that start at once the first one counts, for both.
     aside = directory / f"{FILE_NAME}.{secrets.token_hex(8)}"
@@ -48,6 +51,18 @@ def packet_mark(run_dir: str | Path) -> int:
     if known is None:
         raise MarkError(f"{path} was taken away while it was being written")
     return known
+
+
+def is_fit(mark: int) -> bool:
+    """Whether a mark can be ztunnel's: it is neither "no mark" nor one of those that everybody
+    knows, all below 0x1000, and no other rule of a pod's namespace is about it. One that looked
+    like an answer of the application would be delivered at once to the pod that sends it, one that
+    looked like a verdict would pass for a connection that goes past the proxy."""
+    return (
+        mark & ~0xFFF != 0
+        and mark & ANSWERS.mask != ANSWERS.mark
+        and mark & direct_rules.TAG_MASK != direct_rules.TAG
+    )
 
 
 def _read(path: Path, boot: str) -> int | None:

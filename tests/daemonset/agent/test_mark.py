@@ -1,3 +1,4 @@
+import secrets
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,19 @@ def test_it_is_kept_and_private(tmp_path: Path) -> None:
     assert mark & ~0xFFF
     assert (tmp_path / "run" / FILE_NAME).stat().st_mode & 0o777 == 0o600
     assert [path.name for path in (tmp_path / "run").iterdir()] == [FILE_NAME]
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [0, 0x539, 0xFFF, 0x12345111, 0x50000001, 0x5F400C40, 0x5FFFFFFF],
+    ids=lambda mark: f"{mark:#x}",
+)
+def test_one_that_other_rules_are_about_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unfit: int
+) -> None:
+    drawn = iter([unfit, 0x60001112])
+    monkeypatch.setattr(secrets, "randbits", lambda _: next(drawn))
+    assert packet_mark(tmp_path) == 0x60001112
 
 
 @pytest.mark.parametrize("content", ["another-boot 0x12345678\n", "", "garbage", "boot mark\n"])
