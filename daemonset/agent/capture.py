@@ -72,11 +72,11 @@ class Capture:
                 found = nftables.read(TABLE)
                 wrong = differences(table, found)
                 joining = JOINING_TABLE in nftables.table_names()
-                if wrong and (suspect or found is None or not _captures(found)):
+                if found is None or (wrong and (suspect or not _captures(found))):
                     nftables.replace(table, Table(JOINING_TABLE, ()))
                     joining = True
                 elif wrong:
-                    nftables.replace(table)
+                    nftables.change(found, table)
                 if joining:
                     self._end_connections(aborting=found is None and not suspect)
                     nftables.delete(JOINING_TABLE)
@@ -115,8 +115,9 @@ class Capture:
         """Take in no new connections, and go on with those that there are. Raises CaptureError."""
         try:
             with Nftables(self._namespace) as nftables:
-                if nftables.read(TABLE) is not None:
-                    nftables.replace(capture_table(self.options, redirecting=False))
+                found = nftables.read(TABLE)
+                if found is not None:
+                    nftables.change(found, capture_table(self.options, redirecting=False))
         except OSError as error:
             raise CaptureError(explained("cannot end capture", error)) from error
 

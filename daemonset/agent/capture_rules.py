@@ -11,7 +11,7 @@ not find it by listening.
 """
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ztunnel.kernel import direct_rules
 from ztunnel.linux import nft_expressions as nft
@@ -75,14 +75,19 @@ def capture_table(options: CaptureOptions, *, redirecting: bool = True) -> Table
     inbound = _inbound_rules(options) if redirecting else ()
     sets: tuple[Set, ...] = ()
     # Who is behind a pod's own guests is not for ztunnel to know.
-    if redirecting and options.queueing is not None and not options.reroute_interfaces:
-        chains += direct_rules.direct_chains(
+    if options.queueing is not None and not options.reroute_interfaces:
+        direct = direct_rules.direct_chains(
             options.mark, options.mask, options.queueing, inbound=options.inbound
         )
-        sets = direct_rules.direct_sets()
-        outbound = direct_rules.outbound_rules() + outbound
-        if options.inbound:
-            inbound = direct_rules.inbound_rules() + inbound
+        if redirecting:
+            chains += direct
+            sets = direct_rules.direct_sets()
+            outbound = direct_rules.outbound_rules() + outbound
+            if options.inbound:
+                inbound = direct_rules.inbound_rules() + inbound
+        else:
+            # Without a hook of these the kernel would drop first packets that wait in the queue.
+            chains += tuple(replace(chain, rules=()) for chain in direct if chain.hook)
     # Both stay in place when they are empty: without them the kernel would stop translating the
     # packets of connections that have been redirected before.
     chains += (

@@ -6,7 +6,8 @@ linux/netfilter/nf_tables.h.
 
 import errno
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import replace
 
 from ztunnel.linux.netlink import (
     NLM_F_APPEND,
@@ -29,9 +30,9 @@ NFNLGRP_NFTABLES = 7
 _SUBSYSTEM = 10 << 8
 
 _NEW_TABLE, _GET_TABLE, _DELETE_TABLE = 0, 1, 2
-_NEW_CHAIN, _GET_CHAIN = 3, 4
-_NEW_RULE, _GET_RULE = 6, 7
-_NEW_SET, _GET_SET = 9, 10
+_NEW_CHAIN, _GET_CHAIN, _DELETE_CHAIN = 3, 4, 5
+_NEW_RULE, _GET_RULE, _DELETE_RULE = 6, 7, 8
+_NEW_SET, _GET_SET, _DELETE_SET = 9, 10, 11
 _NEW_ELEMENT, _GET_ELEMENT, _DELETE_ELEMENT = 12, 13, 14
 _GET_GENERATION = 16
 
@@ -68,6 +69,20 @@ class Nftables:
             messages += made
             names += [table.name] * len(made)
         self._commit(messages, names)
+
+    def change(self, found: Table, meant: Table) -> None:
+        """Make `meant` of the table of the same name that was `found`: in one step as `replace`,
+        but what both have stays, also the elements of sets.
+
+        When a base chain goes, or a rule that sets a zone of connection tracking, the kernel drops
+        every packet of the namespace that waits in a queue (NFQUEUE), whichever rule queued it.
+        """
+        messages = _change_messages(found, meant)
+        try:
+            self._commit(messages, [meant.name] * len(messages))
+        except NetlinkError:
+            # It is not any more what was found; what is really refused is refused here too.
+            self.replace(meant)
 
     def delete(self, *names: str, family: int = INET) -> None:
         """Remove tables, all or nothing. One that is not there is no error."""
@@ -211,7 +226,8 @@ def _delete_messages(name: str, family: int) -> list[Message]:
     ]
 
 
-def _table_messages(table: Table) -> list[Message]:
+def _table_messages(table: Table, there: Container[str] = ()) -> list[Message]:
+    """What makes a table; `there` are names of chains that it has, without rules."""
     family = table.family
     body = _body(text(1, table.name), family)
     messages = [Message(_SUBSYSTEM | _NEW_TABLE, NLM_F_CREATE, body)]
@@ -222,6 +238,8 @@ def _table_messages(table: Table) -> list[Message]:
             _NEW_ELEMENT, NLM_F_CREATE, table.name, entry.name, entry.elements, family
         )
     for chain in table.chains:
+        if chain.name in there:
+            continue
         packed = text(1, table.name) + text(3, chain.name)
         if chain.hook:
             hook = _number(1, _HOOKS[chain.hook])
@@ -238,6 +256,37 @@ def _table_messages(table: Table) -> list[Message]:
             flags = NLM_F_CREATE | NLM_F_APPEND
             messages.append(Message(_SUBSYSTEM | _NEW_RULE, flags, _body(packed, family)))
     return messages
+
+
+def _change_messages(found: Table, meant: Table) -> list[Message]:
+    def delete(kind: int, packed: bytes) -> Message:
+        return Message(_SUBSYSTEM | kind, 0, _body(text(1, meant.name) + packed, meant.family))
+
+    places = {_place(chain) for chain in meant.chains}
+    same = {chain.name for chain in found.chains if chain in meant.chains}
+    there = {chain.name for chain in found.chains if _place(chain) in places}
+    sets = {entry.name for entry in found.sets if entry in meant.sets}
+    # Rules first: they hold the chains and sets that they speak of.
+    messages = [
+        delete(_DELETE_RULE, text(2, chain.name))
+        for chain in found.chains
+        if chain.rules and chain.name not in same
+    ]
+    messages += [
+        delete(_DELETE_CHAIN, text(3, chain.name))
+        for chain in found.chains
+        if chain.name not in there
+    ]
+    messages += [
+        delete(_DELETE_SET, text(2, entry.name)) for entry in found.sets if entry.name not in sets
+    ]
+    new_sets = tuple(entry for entry in meant.sets if entry.name not in sets)
+    changed = tuple(chain for chain in meant.chains if chain.name not in same)
+    return messages + _table_messages(replace(meant, chains=changed, sets=new_sets), there)
+
+
+def _place(chain: Chain) -> Chain:
+    return replace(chain, rules=())
 
 
 def _comment(value: str) -> bytes:

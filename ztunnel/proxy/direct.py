@@ -213,8 +213,8 @@ class DirectFlow:
     def leave(self, reason: str) -> None:
         """One of the pods is not served any more.
 
-        A first packet that waits in a queue is lost when the pod's rules are taken away. It is sent
-        again, and then nobody asks about it: where it goes is where it would go without a mesh.
+        A first packet that still waits in a queue then goes where it would go without a mesh, or,
+        while the pod is captured, into capture.
         """
         try:
             near = self.near.sockets.look(self.client, self.destination)

@@ -116,13 +116,31 @@ class Gate:
 
     def ready(self, events: int) -> None:
         """Judges the packets that wait."""
-        for syn in self._queue.take():
+        self._judge()
+
+    def _judge(self) -> bool:
+        """Whether there were any."""
+        waiting = self._queue.take()
+        for syn in waiting:
             mark = 0
             try:
-                mark = self._leaves(syn) if syn.hook == OUTPUT else self._arrives(syn)
+                if not self.closed:
+                    mark = self._leaves(syn) if syn.hook == OUTPUT else self._arrives(syn)
             except Exception:
                 log.exception("a connection of pod %s cannot go past the proxy", self.pod)
             self._queue.accept(syn, mark)
+        return bool(waiting)
+
+    def _judge_all(self) -> None:
+        """Once nothing more is queued. Where there is no gate any more, nothing goes past the
+        proxies: packets go where the rules lead them."""
+        try:
+            while self._judge():
+                pass
+        except OSError as error:
+            log.warning(
+                "first packets of pod %s are lost, they are sent again: %s", self.pod, error
+            )
 
     def failed(self, error: BaseException) -> None:
         """The queue is broken: without it, first packets wait; without the sets, they need not."""
@@ -258,6 +276,7 @@ class Gate:
     def shut(self) -> None:
         """Lets nothing more go; connections under way go on."""
         self.rules.empty()
+        self._judge_all()  # what waits when the queue is given up is dropped
         try:
             self._queue.unbind(direct_rules.QUEUE)
         except OSError as error:
@@ -269,6 +288,7 @@ class Gate:
         self._engine.unregister(self._queue.fd)
         self.unwatch()
         self.rules.empty()
+        self._judge_all()
         self._queue.close()
         self.sockets.close()
         self._conntrack.close()

@@ -253,3 +253,39 @@ def test_what_is_read_was_so_at_one_moment(namespace: NetworkNamespace) -> None:
             over.set()
             changing.join()
     assert {tuple(each) for each in seen} <= {(), ("table everything is gone",)}
+
+
+def test_a_change_keeps_what_both_have(nftables: Nftables) -> None:
+    seen = Rule((nft.counter(),), "seen")
+    jump = Rule((*nft.protocol(TCP), nft.jump("more")))
+    names = Set("names", ("ipv4_addr",))
+    old = Table(
+        "changing",
+        (
+            Chain("in", (jump,), "prerouting", "filter", 5),
+            Chain("out", (seen,), "output", "filter", 5),
+            Chain("moved", (seen,), "output", "filter", 6),
+            Chain("gone", (Rule((*nft.in_set("other", socket.AF_INET), nft.counter())),)),
+            Chain("more", (seen,)),
+        ),
+        (names, Set("other", ("ipv4_addr",))),
+    )
+    nftables.replace(old)
+    nftables.add_elements("changing", "names", [Element(bytes(4))])
+    new = Table(
+        "changing",
+        (
+            Chain("in", (jump,), "prerouting", "filter", 5),
+            Chain("out", (), "output", "filter", 5),
+            Chain("moved", (seen,), "output", "filter", 7),
+            Chain("more", (Rule((*nft.in_set("names", socket.AF_INET), nft.counter())), seen)),
+        ),
+        (names, Set("another", ("ipv4_addr",))),
+    )
+    nftables.change(old, new)
+    assert differences(new, nftables.read("changing")) == []
+    assert nftables.elements("changing", "names") == (Element(bytes(4)),)
+    # What was found may be there no more.
+    nftables.delete("changing")
+    nftables.change(old, new)
+    assert differences(new, nftables.read("changing")) == []
