@@ -75,6 +75,10 @@ async def open_listeners(
             for listener in listeners:
                 await listener.aclose()
             raise OSError(error.errno, f"cannot listen on {host} port {port}: {error}") from error
+        except trio.Cancelled:
+            for opened in (sock, *(listener.socket for listener in listeners)):
+                opened.close()
+            raise
         listeners.append(trio.SocketListener(sock))
     if not listeners:
         raise missing if missing is not None else ValueError("no address to listen on")

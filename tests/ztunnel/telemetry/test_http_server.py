@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -236,3 +237,10 @@ async def test_readiness() -> None:
         assert (await get(b"GET", b"/")).startswith(b"HTTP/1.1 404 ")
         readiness.wait_for("proxy")
         assert readiness.pending == ["proxy"]
+
+
+async def test_listeners_that_nobody_waits_for_any_more_are_closed() -> None:
+    with trio.move_on_after(0) as scope:
+        await open_listeners(["127.0.0.1"], 0)
+    assert scope.cancelled_caught
+    gc.collect()  # one that is open complains now
