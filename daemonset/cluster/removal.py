@@ -23,6 +23,7 @@ _ROOT_MAPS = (
 )
 NAMESPACES = Resource("", ("v1",), "namespaces", _OURS)
 KINDS_OF_OURS: tuple[Resource, ...] = (
+    Resource(_ADMISSION, ("v1",), "validatingwebhookconfigurations", _OURS),
     Resource("policy", ("v1",), "poddisruptionbudgets", _OURS),
     Resource("", ("v1",), "services", _OURS),
     Resource("networking.k8s.io", ("v1",), "networkpolicies", _OURS),

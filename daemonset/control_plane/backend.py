@@ -57,6 +57,10 @@ class Backend(Protocol):
         """What must run while the control plane serves; may end at once."""
         ...
 
+    async def finish(self) -> None:
+        """Return when nothing is left to be done before an end in peace."""
+        ...
+
     def __str__(self) -> str:
         """Where the objects come from, for the log."""
         ...
@@ -88,6 +92,9 @@ class FolderBackend:
 
     async def run(self) -> None:
         return
+
+    async def finish(self) -> None:
+        """Nobody waits for it."""
 
     def __str__(self) -> str:
         return str(self._config.source)

@@ -17,6 +17,7 @@ from daemonset.control_plane.ca.token_review import TokenReviewVerifier
 from daemonset.control_plane.ca.tokens import TokenSigner
 from daemonset.control_plane.condition_writer import ConditionWriter
 from daemonset.control_plane.conditions import Judgement
+from daemonset.control_plane.farewell import Farewell
 from daemonset.control_plane.other_planes import refuse_others, watch_for_others
 from daemonset.control_plane.sources.kubernetes import KubernetesSource
 from daemonset.control_plane.translation.settings import MeshSettings
@@ -34,10 +35,12 @@ class Replica:
     Attributes:
         namespace: where the control plane itself lives; its Lease is there.
         name: its own, unlike that of any other: its pod's.
+        farewell: the port for that (see ``farewell``); 0 is any that is free.
     """
 
     namespace: str
     name: str
+    farewell: int = 0
 
 
 class KubernetesBackend:
@@ -65,6 +68,7 @@ class KubernetesBackend:
         self.verifier = TokenReviewVerifier(client)
         self.election = LeaderElection(client, replica.namespace, LEASE, replica.name, lease_times)
         self.conditions = ConditionWriter(client, self.election, self.source, settings, pace)
+        self.farewell = Farewell(self.source, replica.farewell)
         self._maps = RootMaps(client, self.election, lambda: self._roots, replica.namespace, pace)
 
     @classmethod
@@ -107,6 +111,10 @@ class KubernetesBackend:
             nursery.start_soon(self._maps.run)
             nursery.start_soon(self.conditions.run)
             nursery.start_soon(watch_for_others, self._client, self._settings)
+            await nursery.start(self.farewell.run)
+
+    async def finish(self) -> None:
+        await self.farewell.finish()
 
     def __str__(self) -> str:
         return f"the Kubernetes API at {self._client}"

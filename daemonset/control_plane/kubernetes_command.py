@@ -10,6 +10,7 @@ import sys
 
 import trio
 
+from daemonset.control_plane import farewell
 from daemonset.control_plane.ca.issuer import AuthorityError
 from daemonset.control_plane.ca.lifetimes import read_lifetimes
 from daemonset.control_plane.config import ServingConfig
@@ -35,6 +36,7 @@ def serve_kubernetes(arguments: argparse.Namespace, settings: MeshSettings) -> i
         os.environ.get("POD_NAMESPACE", NAMESPACE),
         # Two processes of one name on one machine are two candidates all the same.
         os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
+        farewell.PORT,
     )
     config = serving_config(arguments, settings, replica.namespace)
     code = 0

@@ -207,6 +207,10 @@ class ControlPlane:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._grpc.stop)
 
+    async def finish(self) -> None:
+        """Return when it may end in peace."""
+        await self._backend.finish()
+
     async def settled(self) -> None:
         """Wait until every connected client has acknowledged all that is in force."""
         while True:
@@ -355,5 +359,10 @@ async def run_until_signal(plane: ControlPlane) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(plane.run, task_status=_Serving()))
-            async for _ in signals:
+
+            async def end() -> None:
+                await plane.finish()
                 nursery.cancel_scope.cancel()
+
+            async for _ in signals:
+                nursery.start_soon(end)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,6 +16,7 @@ from tests.support.program import PATIENCE
 from ztunnel.linux.netns import NetworkNamespace
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
+BASE = "daemonset/manifests/base"
 KINDS = (
     "namespace,clusterrole,clusterrolebinding,validatingadmissionpolicy,"
     "validatingadmissionpolicybinding,customresourcedefinition,secret,configmap,lease,networkpolicy"
@@ -42,16 +45,34 @@ def ours(mesh: Mesh) -> set[str]:
 
 
 def test_delete_under_traffic_leaves_nothing_behind(mesh: Mesh) -> None:
-    shop = mesh.shop("ending", mode="ambient")
+    with leaving(mesh, "ending"):
+        mesh.cluster.kubectl("delete", "-k", BASE, "--timeout=150s")
+
+
+def test_delete_with_the_agents_first_takes_every_annotation_off(mesh: Mesh) -> None:
+    mesh.install()
+    with leaving(mesh, "alone"):
+        agents = ("daemonset", "ambient-agent", "--cascade=foreground", "--timeout=150s")
+        mesh.cluster.kubectl("-n", SYSTEM, "delete", *agents)
+        assert mesh.annotated() == []
+        mesh.cluster.kubectl("delete", "-k", BASE, "--ignore-not-found", "--timeout=150s")
+
+
+@contextlib.contextmanager
+def leaving(mesh: Mesh, namespace: str) -> Iterator[None]:
+    """Pods of the mesh under traffic, which meanwhile is taken off: nobody notices, and what was
+    promised to stay is all that does."""
+    shop = mesh.shop(namespace, mode="ambient")
     shop.wait_redirection("enabled")
     mesh.wait_encrypted(shop)
     with shop.web.enter() as network, Traffic(network, shop.cluster_ip, 80) as traffic:
         traffic.more()
         assert tables(network)
-        mesh.cluster.kubectl("delete", "-k", "daemonset/manifests/base", "--timeout=150s")
+        yield
         assert mesh.cluster.get(f"/api/v1/namespaces/{SYSTEM}") is None
         traffic.more()
         assert tables(network) == []
+        assert mesh.annotated() == []
     assert traffic.outcome.failures == []
     for node in mesh.cluster.nodes.values():
         assert tables(node.network) == []
@@ -61,7 +82,7 @@ def test_delete_under_traffic_leaves_nothing_behind(mesh: Mesh) -> None:
         assert pod.is_ready()
         assert pod.restarts == 0
     # The label is still there, and nobody waits for anybody.
-    mesh.cluster.api.apply(application("ending", "after", "node-1", "web"))
+    mesh.cluster.api.apply(application(namespace, "after", "node-1", "web"))
     shop.pod("after").wait_ready()
     definitions = {
         f"CustomResourceDefinition {name}"

@@ -1,4 +1,4 @@
-"""Off a whole cluster again, by `ambient uninstall` and by kubectl: after the other tests here."""
+"""Off a whole cluster again, by `ambient uninstall`: after the other tests here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from tests.support.program import wait_for
 from ztunnel.linux.netns import NetworkNamespace
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
-BASE = "daemonset/manifests/base"
 
 
 @pytest.fixture
@@ -59,8 +58,8 @@ def test_uninstall_under_traffic(installed: Mesh) -> None:
     for node in cluster.nodes:
         clean = next(n for n, line in enumerate(lines) if f"node {node}: nothing of" in line)
         assert clean < next(n for n, line in enumerate(lines) if line.startswith("deleted"))
+    assert installed.annotated() == []
     for pod in shop.pods:
-        assert pod.redirection is None
         assert (pod.is_ready(), pod.restarts) == (True, 0)
     assert_clean(cluster)
     path = f"/api/v1/namespaces/{SYSTEM}"
@@ -68,13 +67,3 @@ def test_uninstall_under_traffic(installed: Mesh) -> None:
     assert ambient(cluster, "uninstall") == (0, f"nothing is installed in {SYSTEM}\n")
     code, said = ambient(cluster, "check")
     assert (code, "no mesh is installed" in said) == (0, True), said
-
-
-def test_kubectl_alone_with_the_agents_first(installed: Mesh) -> None:
-    cluster = installed.cluster
-    shop = installed.shop("alone", mode="ambient")
-    shop.wait_redirection("enabled")
-    cluster.kubectl("-n", SYSTEM, "delete", "daemonset", "ambient-agent", "--cascade=foreground")
-    assert [pod.redirection for pod in shop.pods] == [None] * 3
-    cluster.kubectl("delete", "-k", BASE, "--ignore-not-found", "--timeout=150s")
-    assert_clean(cluster)

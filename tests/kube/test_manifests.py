@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from daemonset.cli import parser
+from daemonset.control_plane import farewell
 from daemonset.control_plane.kubernetes_command import SERVICE, serving_config
 from daemonset.control_plane.translation.settings import MeshSettings
 from tests.support.kube.cluster import ApiFailure, Cluster, Json
@@ -197,7 +198,11 @@ def test_the_deployment_runs_the_command_as_the_command_is() -> None:
     arguments = parser(words[0]).parse_args(words)
     config = serving_config(arguments, MeshSettings(), SYSTEM)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"xds-and-ca": config.tls_port, "monitoring": config.status_port}
+    assert ports == {
+        "xds-and-ca": config.tls_port,
+        "monitoring": config.status_port,
+        "farewell": farewell.PORT,
+    }
     assert config.xds_port is None  # plaintext is off
     assert service["metadata"]["name"] == SERVICE
     assert {port["targetPort"] for port in service["spec"]["ports"]} == ports.keys()

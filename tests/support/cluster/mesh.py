@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+from daemonset.agent.pod_notes import REDIRECTION
 from daemonset.local.capture import HBONE_PORT, Capture, Wire
 from tests.support.cluster.cluster import NodeCluster
 from tests.support.cluster.pods import NO_ANSWER, RunningPod, Traffic, application, service
@@ -63,6 +64,15 @@ class Mesh:
             {"metadata": {"labels": {MODE: mode}}},
             content_type="application/merge-patch+json",
         )
+
+    def annotated(self) -> list[str]:
+        """All pods, of whatever namespace, that are said to be captured or about to be."""
+        found = self.cluster.api.call("GET", "/api/v1/pods")["items"]
+        return [
+            f"{each['metadata']['namespace']}/{each['metadata']['name']}"
+            for each in found
+            if REDIRECTION in each["metadata"].get("annotations", {})
+        ]
 
     def shop(self, namespace: str, *, mode: str | None = None) -> Shop:
         """A namespace with pods that talk to each other, ready."""
