@@ -72,6 +72,12 @@ class Gates:
         off = self.off not in ("", NOT_TRIED)
         if off and self._slot == "0" and pod.namespace is not None:
             leave_captured(pod)
+        self.stir()
+
+    def stir(self) -> None:
+        """Pods or mesh have changed."""
+        if self._keeper is not None and not self._draining:
+            self._keeper.stir()
 
     def tend(self) -> None:
         """Once a second."""

@@ -247,11 +247,13 @@ class Worker:
         if kind == messages.UPDATE:
             sequence, *update = values
             self._mesh.update(*update)
+            self._gates.stir()
             self._send(messages.APPLIED, sequence)
         elif kind == messages.SNAPSHOT:
             self._mesh.begin_snapshot(values[0])
         elif kind == messages.SNAPSHOT_END:
             self._mesh.end_snapshot()
+            self._gates.stir()
         elif kind == messages.POD:
             self._add_pod(message)
         elif kind == messages.POD_GONE:

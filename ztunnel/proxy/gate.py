@@ -14,12 +14,14 @@ which ends what it finds under way, since nobody has watched that meanwhile.
 import errno
 import logging
 import select
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import ExitStack
 from typing import Final
 
 from ztunnel.kernel import direct_rules
 from ztunnel.linux.conntrack_entries import Conntrack
+from ztunnel.linux.netlink import NetlinkSocket
+from ztunnel.linux.nftables import subscribe
 from ztunnel.linux.packet_queue import OUTPUT, PacketQueue, Syn, is_bound
 from ztunnel.linux.sockets import SocketAddress
 from ztunnel.linux.tcp_sockets import TcpEndings, TcpSockets
@@ -47,6 +49,7 @@ class Gate:
         flows: all connections that have gone through gates of this node.
         gates: of all pods of this node; one that has failed leaves it.
         number: where the search for a free owner's number begins.
+        stir: called when the rules of the pod, which were not there, may be there now.
     """
 
     def __init__(
@@ -55,9 +58,12 @@ class Gate:
         flows: DirectFlows,
         gates: "MutableMapping[LocalPod, Gate]",
         number: int,
+        stir: Callable[[], None],
     ) -> None:
         self.pod = pod
         self.closed = False
+        self._stir = stir
+        self._rule_changes: NetlinkSocket | None = None
         self._context = pod.context
         self._flows = flows
         self._gates = gates
@@ -82,6 +88,41 @@ class Gate:
     def is_open(self) -> bool:
         """Whether the pod's rules ask it about first packets."""
         return self.rules.ask
+
+    def ask_about(self, addresses: frozenset[str]) -> None:
+        """Has first packets to and from these addresses queued, and no others, as soon as the pod's
+        rules are there."""
+        self.rules.keep_filled(addresses)
+        if self.rules.ask:
+            self.ignore_rules()
+        elif self._rule_changes is None:
+            self._watch_rules()
+            # They may have come in between.
+            self.rules.changed()
+            self.rules.keep_filled(addresses)
+
+    def _watch_rules(self) -> None:
+        try:
+            self._rule_changes = subscribe(self._namespace)
+        except OSError as error:
+            log.debug("pod %s: changes of rules are only looked for: %s", self.pod, error)
+        else:
+            fd = self._rule_changes.sock.fileno()
+            self._engine.register(fd, _RulesEar(self), select.EPOLLIN)
+
+    def ignore_rules(self) -> None:
+        """Hears no more of changes of the pod's rules."""
+        changes, self._rule_changes = self._rule_changes, None
+        if changes is not None:
+            self._engine.unregister(changes.sock.fileno())
+            changes.close()
+
+    def rules_changed(self) -> None:
+        """Somebody has changed rules of the pod."""
+        if self._rule_changes is not None:
+            self._rule_changes.drain_notifications()
+            self.rules.changed()
+            self._stir()
 
     def _take_number(self, first: int) -> int:
         for offset in range(direct_rules.OWNERS):
@@ -286,6 +327,7 @@ class Gate:
         """Leaves nothing behind in the namespace."""
         self.closed = True
         self._engine.unregister(self._queue.fd)
+        self.ignore_rules()
         self.unwatch()
         self.rules.empty()
         self._judge_all()
@@ -306,3 +348,17 @@ class _Ear:
     def failed(self, error: BaseException) -> None:
         log.error("pod %s does not hear of connections that end: %r", self._gate.pod, error)
         self._gate.unwatch()
+
+
+class _RulesEar:
+    """Listens for changes of a pod's rules."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def ready(self, events: int) -> None:
+        self._gate.rules_changed()
+
+    def failed(self, error: BaseException) -> None:
+        log.warning("pod %s: changes of rules are not heard of: %r", self._gate.pod, error)
+        self._gate.ignore_rules()

@@ -72,6 +72,14 @@ class GateRules:
             self.ask = True
             self._next_pause = 0
 
+    def rest(self, addresses: frozenset[str]) -> bool:
+        """Whether there is nothing to be done about these addresses before the next tick."""
+        return self._filled == addresses if self.ask else self._pause > 0
+
+    def changed(self) -> None:
+        """The next attempt to fill the sets may succeed: it is not put off."""
+        self._pause = 0
+
     def mark_for(self, target: SocketAddress) -> int:
         """The mark that leads a packet to `target`. Raises OSError."""
         mark = self._targets.get(target)

@@ -3,6 +3,9 @@ place; see `gate`."""
 
 import logging
 import random
+from typing import Final
+
+import trio
 
 from ztunnel.kernel import direct_rules
 from ztunnel.mesh.workload import TunnelProtocol
@@ -12,6 +15,8 @@ from ztunnel.proxy.gate import TAKEN, Gate
 from ztunnel.proxy.local_pod import LocalPod, LocalPods
 
 log = logging.getLogger("ztunnel.proxy")
+
+_TOGETHER: Final = 0.05  # seconds: what happens within them is looked at once
 
 
 class Gatekeeper:
@@ -33,27 +38,46 @@ class Gatekeeper:
         self._addresses: frozenset[str] = frozenset()
         self._computed_for: tuple[int, int] = (-1, 0)
         self._draining = False
+        self._stirred = False
         self._complaints: set[str] = set()
 
-    # ---- once a second
+    # ---- once a second, and when something has happened
 
     def tick(self) -> None:
         """Opens gates, keeps what they ask about up to date, and looks after connections."""
-        if not self._draining:
-            for pod in self._pods.values():
-                if pod not in self.gates and pod.namespace is not None:
-                    self._open(pod)
-            addresses = self._worth_asking()
-            for gate in self.gates.values():
-                gate.rules.keep_filled(addresses)
+        self._look(thoroughly=True)
         busy = self.flows.look_after()
         for gate in self.gates.values():
             if gate not in busy:
                 gate.unwatch()
 
+    def stir(self) -> None:
+        """A pod has joined, or the mesh or a pod's rules have changed: gates open without waiting
+        for the next tick, or a pod's first connections would be relayed for all their life."""
+        if not self._stirred:
+            self._stirred = True
+            self._context.spawn(self._look_soon)
+
+    async def _look_soon(self) -> None:
+        await trio.sleep(_TOGETHER)
+        self._stirred = False
+        self._look(thoroughly=False)
+
+    def _look(self, *, thoroughly: bool) -> None:
+        if self._draining:
+            return
+        for pod in self._pods.values():
+            if pod not in self.gates and pod.namespace is not None:
+                self._open(pod)
+        addresses = self._worth_asking()
+        for gate in list(self.gates.values()):
+            # Whether somebody has emptied the sets again can wait.
+            if thoroughly or not gate.rules.rest(addresses):
+                gate.ask_about(addresses)
+
     def _open(self, pod: LocalPod) -> None:
         try:
-            self.gates[pod] = Gate(pod, self.flows, self.gates, self._number)
+            self.gates[pod] = Gate(pod, self.flows, self.gates, self._number, self.stir)
         except OSError as error:
             # EPERM: another ztunnel, which is about to leave, still has the queue.
             if error.errno not in TAKEN and pod.uid not in self._complaints:

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.root
 
 
 @asynccontextmanager
-async def gated_pair(*, ipv6: bool = False) -> AsyncIterator[Pair]:
+async def gated_pair(*, ipv6: bool = False, ticking: bool = True) -> AsyncIterator[Pair]:
     """Both pods with open gates."""
     with lab(nodes=1, pods={"client": 1, "server": 1, "other": 1}, ipv6=ipv6) as room:
         async with (
@@ -48,7 +48,8 @@ async def gated_pair(*, ipv6: bool = False) -> AsyncIterator[Pair]:
                     keeper.tick()
                     await trio.sleep(0.1)
 
-            nursery.start_soon(tick)
+            if ticking:
+                nursery.start_soon(tick)
             nursery.start_soon(serve_echo, listen(room.pod("server").network, ECHO))
             keeper.tick()
             made = Pair(room, mesh, client, server)
@@ -485,3 +486,31 @@ async def test_a_pair_whose_packets_get_lost_takes_tunnels(pair: Pair) -> None:
     assert straight(pair) == 0
     await second.aclose()
     await lines(pair, "joined with workload")
+
+
+async def test_a_gate_opens_when_its_pod_is_captured_and_its_neighbour_is_there() -> None:
+    """Without a tick, at which a gate might open as well."""
+    async with gated_pair(ticking=False) as pair:
+        keeper = keeper_of(pair)
+        [_, captured] = pair.mesh.captures
+        captured.remove()
+        for _ in range(4):
+            keeper.tick()  # the pauses between attempts get longer
+
+        def is_open() -> bool:
+            return keeper.gates[pair.mesh.pods["server"]].is_open
+
+        assert not is_open()
+        both = {pair.room.ip("client"), pair.room.ip("server")}
+        with trio.fail_after(30):
+            captured.apply()
+            while not is_open():
+                await trio.sleep(0.01)
+            assert queued(pair, "server") == both
+            # Another pod, of which nobody has been told by a tick.
+            pair.mesh.enroll("other")
+            keeper.stir()
+            while queued(pair, "server") != {*both, pair.room.ip("other")}:
+                await trio.sleep(0.01)
+        assert await ask(await pair.dial()) == b"hello"
+        assert straight(pair) == 1
