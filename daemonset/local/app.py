@@ -140,7 +140,7 @@ def hold(host: str, port: int, interval: float) -> int:
         print(f"{time.monotonic() - started:.3f}s {text}", flush=True)
 
     try:
-        with socket.create_connection((host, port), timeout=5) as connection:
+        with socket.create_connection((host, port), timeout=30) as connection:
             say(f"connected to {host}:{port}")
             number = 0
             while True:

@@ -240,14 +240,22 @@ class Demo:
         out = self.terminal
         out.title("7 of 7. What the mesh has counted and logged")
         out.command(texts.ask("node/node-2", f"http://localhost:{METRICS_PORT}/metrics"))
-        samples = [
-            sample
-            for sample in parse_samples(self.tools.observer.metrics("node-2"))
-            if sample.name == "istio_tcp_connections_opened_total"
-            and sample.labels.get("reporter") == "destination"
-        ]
-        if not samples:
-            raise DemoError("node-2's ztunnel should have counted connections, and has not")
+        samples: list[Sample] = []
+
+        def counted() -> bool:
+            try:
+                page = self.tools.observer.metrics("node-2")
+            except OSError:
+                return False  # busy: asked again
+            samples[:] = (
+                sample
+                for sample in parse_samples(page)
+                if sample.name == "istio_tcp_connections_opened_total"
+                and sample.labels.get("reporter") == "destination"
+            )
+            return bool(samples)
+
+        self.tools.wait_for("node-2's ztunnel has counted connections", counted)
         out.quote([f"{samples[0].name}, among it:"])
         out.quote(_shortened(sample) for sample in samples)
         out.command(f"{texts.program()} logs ztunnel")

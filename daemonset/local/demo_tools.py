@@ -22,6 +22,8 @@ from daemonset.local.terminal import Terminal
 
 PATIENCE = 60.0
 """Seconds that any single thing may take before the demo gives up on it."""
+_ATTEMPT = 30.0
+"""Seconds that one request may take: it is asked once, on a machine that may be busy."""
 
 
 class DemoError(Exception):
@@ -97,7 +99,7 @@ class Tools:
     def ask(self, pod: str, url: str, *headers: str) -> Answer:
         """One HTTP request from a pod; the mesh is kept going meanwhile."""
         options = [word for header in headers for word in ("--header", header)]
-        process = self.run(pod, "get", url, *options)
+        process = self.run(pod, "get", url, "--timeout", f"{_ATTEMPT:g}", *options)
         assert process.stdout is not None
         with process.stdout:
             if not self.mesh.wait(lambda: process.poll() is not None, PATIENCE):
