@@ -77,3 +77,32 @@ def test_the_first_connection_of_an_init_container_has_an_identity(mesh: Mesh) -
     [init] = pod.now["status"]["initContainerStatuses"]
     assert init["restartCount"] == 0
     assert not wire.shows(MARKER.encode())
+
+
+def test_a_static_pod_is_in_the_mesh(mesh: Mesh) -> None:
+    """The kubelet has it from a file, and the API server only a mirror, of another uid."""
+    shop = mesh.shop("fixed", mode="ambient")
+    shop.wait_redirection("enabled")
+    mesh.wait_encrypted(shop)
+    source = {"source": {"principals": ["cluster.local/ns/fixed/sa/default"]}}
+    only_it = {"selector": {"matchLabels": {"app": "orders"}}, "rules": [{"from": [source]}]}
+    mesh.cluster.api.apply(policy("fixed", "only-it", only_it))
+    wait_for("the visitor is refused", lambda: not shop.is_answered("visitor"))
+    node, file = mesh.cluster.nodes["node-1"], "/etc/kubernetes/manifests/lasting.json"
+    manifest = application("fixed", "lasting", "node-1")
+    for given_by_its_place in ("nodeName", "serviceAccountName"):
+        del manifest["spec"][given_by_its_place]
+    node.run("sh", "-c", 'printf %s "$1" >"$2"', "sh", json.dumps(manifest), file)
+    pod = shop.pod("lasting-node-1")
+    try:
+        wait_for("the kubelet has told of it", lambda: mesh.cluster.get(pod.path))
+        pod.wait_ready()
+        pod.wait_redirection("enabled")
+        with mesh.wire() as wire:
+            answer = pod.get(shop.orders.address, path=PATH)
+        assert (answer["pod"], answer["client"]) == ("orders", pod.address)
+        assert not wire.shows(MARKER.encode())
+        assert is_all_tls(wire)
+    finally:
+        node.run("rm", file)
+        wait_for("it is gone", lambda: mesh.cluster.get(pod.path) is None)

@@ -67,7 +67,7 @@ def write_disk(
     etc = folder / "root/etc/upper"
     kubernetes, network = etc / "kubernetes", etc / "cni/net.d"
     plugins = folder / "root/opt/upper/cni/bin"
-    for made in (kubernetes, network, plugins, logs):
+    for made in (kubernetes / "manifests", network, plugins, logs):
         made.mkdir(parents=True)
     for plugin in _CNI_NAMES:
         shutil.copy(CNI_PLUGINS / plugin, plugins)
@@ -153,6 +153,7 @@ def _kubelet(name: str) -> Json:
         "localStorageCapacityIsolation": False,
         "oomScoreAdj": 0,  # a lower one needs CAP_SYS_RESOURCE
         "maxOpenFiles": most_files,
+        "staticPodPath": f"{etc}/manifests",
         "clusterDNS": [DNS_ADDRESS],
         "clusterDomain": "cluster.local",
         "resolvConf": "",

@@ -120,7 +120,10 @@ class RunningPod:
         """Its network namespace, to be closed by the caller."""
         now = self.now
         node = self._cluster.nodes[now["spec"]["nodeName"]]
-        return node.pod_network(now["metadata"]["uid"])
+        meta = now["metadata"]
+        # On its node a static pod goes by another name than the API server gives it.
+        uid = meta.get("annotations", {}).get("kubernetes.io/config.hash", meta["uid"])
+        return node.pod_network(uid)
 
     def kill(self, *, sandbox: bool = False) -> None:
         """See `Node.kill_pod`."""
