@@ -219,7 +219,7 @@ class DirectFlow:
         try:
             near = self.near.sockets.look(self.client, self.destination)
         except OSError:
-            near = None
+            near = None  # not known to be at its beginning: ended, which says so
         if near is None or near.state != SYN_SENT:
             self.abort(reason)
         else:
