@@ -22,6 +22,7 @@ from tests.support.one_ztunnel import (
     captured,
     echoes,
     listeners,
+    mesh_yaml,
     wait_for,
 )
 from ztunnel.xds.protocol import AUTHORIZATION_TYPE
@@ -35,23 +36,6 @@ NOBODY_ON_TRIAL = """
 policies:
 - {name: nobody, namespace: default, scope: Global, action: Deny, rules: [[]], dryRun: true}
 """
-
-
-def mesh_yaml(room: Lab, *pods: str, subject_to: str = "", more: str = "") -> str:
-    """*subject_to*: a policy that all of them name."""
-    workloads = "".join(
-        f"""
-- uid: {pod}
-  name: {pod}
-  namespace: default
-  serviceAccount: default
-  workloadIps: ["{room.ip(pod)}"]
-  services: {{}}
-  authorizationPolicies: [{subject_to}]
-"""
-        for pod in pods
-    )
-    return f"workloads:{workloads}{more}"
 
 
 @contextmanager

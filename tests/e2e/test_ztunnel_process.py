@@ -24,26 +24,11 @@ from tests.support.one_ztunnel import (
     echoes,
     keep,
     listeners,
+    mesh_yaml,
     wait_for,
 )
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
-
-
-def mesh_yaml(room: Lab, *pods: str, more: str = "") -> str:
-    workloads = "".join(
-        f"""
-- uid: {pod}
-  name: {pod}
-  namespace: default
-  serviceAccount: default
-  workloadIps: ["{room.ip(pod)}"]
-  services: {{}}
-  trustDomain: cluster.local
-"""
-        for pod in pods
-    )
-    return f"workloads:{workloads}{more}"
 
 
 DENY_ALL = """

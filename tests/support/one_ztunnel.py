@@ -196,6 +196,24 @@ def echoes(room: Lab, pod: str, host: str, port: int = 7000, size: int = 1000) -
     return received == size
 
 
+def mesh_yaml(room: Lab, *pods: str, subject_to: str = "", more: str = "") -> str:
+    """A file for LOCAL_XDS_PATH: these pods, and `more` of its lists. `subject_to` is a policy that
+    all of them name."""
+    workloads = "".join(
+        f"""
+- uid: {pod}
+  name: {pod}
+  namespace: default
+  serviceAccount: default
+  workloadIps: ["{room.ip(pod)}"]
+  services: {{}}
+  authorizationPolicies: [{subject_to}]
+"""
+        for pod in pods
+    )
+    return f"workloads:{workloads}{more}"
+
+
 def listeners(network: NetworkNamespace) -> dict[int, int]:
     """TCP port of ours -> how many sockets listen on it, in one namespace."""
     found: dict[int, int] = {}
