@@ -3,6 +3,8 @@
 import errno
 import select
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -51,6 +53,18 @@ def exchange(one: socket.socket, other: socket.socket) -> None:
         sender.send(b"hello")
         assert select.select([receiver], [], [], 5)[0], "nothing arrives"
         assert receiver.recv(10) == b"hello"
+
+
+@contextmanager
+def in_conversation(pod: Pod, other: Pod) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connection from one to the other that has carried something: both ends of it."""
+    with (
+        sockets.listen_tcp("::", 80, namespace=other.namespace) as server,
+        sockets.start_connect((other.v4, 80), namespace=pod.namespace) as client,
+        accept(server) as served,
+    ):
+        exchange(client, served)
+        yield client, served
 
 
 def ends_unheard(client: socket.socket, served: socket.socket) -> None:

@@ -22,6 +22,7 @@ from tests.support.capture import (
     accept,
     ends_unheard,
     exchange,
+    in_conversation,
     without_a_rule,
 )
 from tests.support.namespaces import Cluster
@@ -45,12 +46,7 @@ def cluster() -> Iterator[Cluster]:
 
 def test_connections_from_before_do_not_go_on_in_the_clear(cluster: Cluster) -> None:
     pod, other = cluster.pods
-    with (
-        sockets.listen_tcp("::", 80, namespace=other.namespace) as server,
-        sockets.start_connect((other.v4, 80), namespace=pod.namespace) as client,
-        accept(server) as served,
-    ):
-        exchange(client, served)
+    with in_conversation(pod, other) as (client, served):
         Capture(pod.namespace, OPTIONS).apply()
         # Neither waits for the other: who only listens is told as well.
         for end, error in ((client, ConnectionAbortedError), (served, ConnectionResetError)):
@@ -69,12 +65,7 @@ def test_where_connections_cannot_be_aborted_they_end_when_they_are_used(
 
     monkeypatch.setattr("daemonset.agent.capture.end_connections", refused)
     pod, other = cluster.pods
-    with (
-        sockets.listen_tcp("::", 80, namespace=other.namespace) as server,
-        sockets.start_connect((other.v4, 80), namespace=pod.namespace) as client,
-        accept(server) as served,
-    ):
-        exchange(client, served)
+    with in_conversation(pod, other) as (client, served):
         Capture(pod.namespace, OPTIONS).apply()
         ends_unheard(client, served)
 
@@ -98,12 +89,7 @@ def test_what_a_killed_agent_has_left_in_the_clear_is_ended_by_the_next(
         capture.apply()
         with Nftables(pod.namespace) as nftables:
             nftables.replace(without_a_rule(OPTIONS))
-    with (
-        sockets.listen_tcp("::", 80, namespace=other.namespace) as server,
-        sockets.start_connect((other.v4, 80), namespace=pod.namespace) as client,
-        accept(server) as served,
-    ):
-        exchange(client, served)
+    with in_conversation(pod, other) as (client, served):
         with monkeypatch.context() as patched, pytest.raises(Killed):
             patched.setattr(Capture, "_end_connections", killed)
             capture.repair() if suspect else capture.apply()
@@ -280,9 +266,5 @@ def test_removal_leaves_the_namespace_as_it_was(cluster: Cluster, restarted: boo
     with Routing(pod.namespace) as routing:
         assert len(routing.missing(ANSWERS, socket.AF_INET)) == 2
         assert len(routing.missing(ANSWERS, socket.AF_INET6)) == 2
-    with (
-        sockets.listen_tcp("::", 80, namespace=other.namespace) as server,
-        sockets.start_connect((other.v4, 80), namespace=pod.namespace) as client,
-        accept(server) as served,
-    ):
-        exchange(client, served)
+    with in_conversation(pod, other):
+        pass  # a new one is as it was before
