@@ -77,7 +77,11 @@ def read_tunnel(reader: Reader) -> TunnelConfig:
             "POOL_UNUSED_RELEASE_TIMEOUT", "5m", "When an unused tunnel is closed."
         ),
         stream_window=reader.integer(
-            "HTTP2_STREAM_WINDOW_SIZE", 4194304, "Largest window of a stream.", 1, largest_window
+            "HTTP2_STREAM_WINDOW_SIZE",
+            4194304,
+            "Largest window of a stream; a quarter of it for one that shares its tunnel.",
+            1,
+            largest_window,
         ),
         connection_window=reader.integer(
             "HTTP2_CONNECTION_WINDOW_SIZE", 16777216, "Window of a tunnel.", 65535, largest_window

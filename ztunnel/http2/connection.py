@@ -465,9 +465,26 @@ class Connection(HeaderBlocks):
             raise UsageError(f"a stream window of {stream.window + count} bytes")
         stream.window += count
         increment = count + stream.owed
+        if increment <= 0:  # a shrunk window that has not been paid off yet
+            stream.owed = increment
+            return
         stream.owed = 0
         stream.recv_window += increment
         self._write_window_update(stream.id, increment)
+
+    def shrink_window(self, stream: Stream, count: int) -> None:
+        """Let the peer have ``count`` bytes less under way on the stream.
+
+        Credit that was given cannot be taken back (RFC 9113 section 6.9.2 has that only for
+        SETTINGS): that much is not given again when it has been consumed.
+
+        Raises:
+            UsageError: Nothing would be left.
+        """
+        if count >= stream.window:
+            raise UsageError(f"a stream window of {stream.window - count} bytes")
+        stream.window -= count
+        stream.owed -= count
 
 
 def _needs_pad_length(word: int, flags: int) -> bool:

@@ -18,7 +18,8 @@ class Stream:
             initial window. The connection's window counts too: ask ``Connection.sendable``.
         recv_window: Bytes the peer may still send on this stream.
         window: Bytes of receive window that the stream is given in all.
-        owed: Bytes consumed that have not been given back to the peer yet.
+        owed: Bytes consumed that have not been given back to the peer yet; negative after the
+            window shrank, by what will not be.
         can_send: DATA may be sent: our headers went out, and neither end has closed our half.
         local_closed: We sent END_STREAM or RST_STREAM.
         remote_closed: The peer sent END_STREAM or RST_STREAM, or we reset the stream.

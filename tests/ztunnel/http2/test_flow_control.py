@@ -104,6 +104,41 @@ def test_a_grown_window_lets_more_through() -> None:
         server.grow_window(theirs, MAX_WINDOW)
 
 
+def test_a_shrunk_window_is_paid_off_before_credit_is_given_again() -> None:
+    client, server = pair(server=LocalSettings(initial_window=400_000))
+    ours, theirs = tunnel(client, server)
+    server.shrink_window(theirs, 300_000)
+    assert theirs.window == 100_000
+    received = 0
+    most = 0
+    for _ in range(100):
+        count = client.send(ours, bytes(10_000))
+        most = max(most, client.sendable(ours))
+        pump(client, server)
+        received += count
+        server.consumed(theirs, count)
+        pump(client, server)
+        if received >= 400_000:
+            assert client.sendable(ours) <= 100_000
+    assert received == 1_000_000, "it never stops"
+    assert most < 400_000
+    with pytest.raises(UsageError):
+        server.shrink_window(theirs, 100_000)
+
+
+def test_a_window_that_grows_again_before_it_is_paid_off_owes_less() -> None:
+    client, server = pair(server=LocalSettings(initial_window=400_000))
+    ours, theirs = tunnel(client, server)
+    server.shrink_window(theirs, 300_000)
+    server.grow_window(theirs, 100_000)
+    assert not server.out
+    assert theirs.owed == -200_000
+    server.grow_window(theirs, 250_000)
+    pump(client, server)
+    assert client.sendable(ours) == 450_000
+    assert theirs.window == 450_000
+
+
 def test_no_credit_for_a_stream_that_the_peer_has_ended() -> None:
     client, server = pair()
     ours, theirs = tunnel(client, server)

@@ -122,6 +122,36 @@ async def test_a_stuck_reader_keeps_no_more_than_its_window_and_holds_nobody_up(
             end.app.socket.close()
 
 
+async def test_bulk_with_company_gives_its_large_window_back() -> None:
+    async with joined() as room:
+        windows = room.server.buffers.windows
+        budget = windows.left
+        client, server = await room.connect()
+
+        async def transfer_until(window: int) -> None:
+            """Also the budget follows, once what was shrunk has been paid off."""
+            assert server.flow is not None
+            size = 6 << 20
+            with trio.fail_after(30):
+                while (server.flow.stream.window, budget - windows.left) != (
+                    window,
+                    window - (256 << 10),
+                ):
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(client.app.send_all, bytes(size))
+                        await receive_exactly(server.app, size)
+
+        await transfer_until(windows.largest)
+        other, there = await room.connect()
+        await transfer_until(windows.largest // 4)
+        other.app.socket.close()
+        there.app.socket.close()
+        await there.result()
+        await transfer_until(windows.largest)
+        for end in (client, server):
+            end.app.socket.close()
+
+
 async def test_windows_grow_for_bulk_and_the_budget_comes_back() -> None:
     async with joined() as room:
         budget = room.server.buffers.windows.left
