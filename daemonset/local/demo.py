@@ -259,8 +259,15 @@ class Demo:
         out.quote([f"{samples[0].name}, among it:"])
         out.quote(_shortened(sample) for sample in samples)
         out.command(f"{texts.program()} logs ztunnel")
-        lines = self.tools.observer.access_lines("node-2")
-        out.quote(texts.wrapped(next(line.text for line in lines if _from_to("web", True)(line))))
+        found: list[str] = []
+
+        def logged() -> bool:
+            lines = self.tools.observer.access_lines("node-2")
+            found[:] = (line.text for line in lines if _from_to("web", True)(line))
+            return bool(found)
+
+        self.tools.wait_for("node-2's ztunnel has logged a connection of web", logged)
+        out.quote(texts.wrapped(found[0]))
 
     def _pids(self) -> dict[str, str]:
         return {

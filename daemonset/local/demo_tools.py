@@ -55,7 +55,7 @@ class Held:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self._lines.append((time.monotonic(), line.decode().split(" ", 1)[1].strip()))
+            self._lines.append((time.monotonic(), line.decode().partition(" ")[2].strip()))
 
     @property
     def answers(self) -> int:

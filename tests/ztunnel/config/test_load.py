@@ -109,6 +109,12 @@ def test_what_cannot_apply_is_refused_unless_it_asks_for_the_default(name: str) 
     assert problems({name: "pqc"})[0].startswith(f'{name}="pqc": allowed is only "{default}"')
 
 
+@pytest.mark.parametrize("mark", [0x111, 0xABC111])
+def test_a_mark_that_capture_takes_for_an_answer_is_refused(mark: int) -> None:
+    (problem,) = problems({"PACKET_MARK": str(mark)})
+    assert problem.startswith(f'PACKET_MARK="{mark}": {mark:#x} ends in 0x111')
+
+
 def test_dedicated_mode_needs_its_workload_and_sets_no_mark() -> None:
     assert problems({"PROXY_MODE": "dedicated"}) == [
         "PROXY_MODE=dedicated needs PROXY_WORKLOAD_INFO"
