@@ -9,6 +9,8 @@ sealed from where the kernel put its content.
 
 from typing import Final
 
+from ztunnel.relay.windows import Windows
+
 READ: Final = 1 << 18  # bytes read from one socket in one round at most
 RECORD: Final = 16384  # content of one TLS record, RFC 8446 section 5.1
 HEADER: Final = 9  # of an HTTP/2 frame, RFC 9113 section 4.1
@@ -17,21 +19,6 @@ PIECES: Final = 16
 
 _RECORD_OVERHEAD: Final = 22
 _PLAIN_SLACK: Final = 16640
-
-
-class Windows:
-    """How far the receive windows of streams may grow.
-
-    Attributes:
-        largest: bytes of one stream's window.
-        left: bytes that all streams together may still be given.
-    """
-
-    __slots__ = ("largest", "left")
-
-    def __init__(self, largest: int = 4 << 20, budget: int = 256 << 20) -> None:
-        self.largest = largest
-        self.left = budget
 
 
 class Buffers:

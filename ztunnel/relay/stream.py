@@ -6,19 +6,6 @@ written. What one side does not take holds up the other: an application that
 does not read stops the stream's credit (its window is the most that is ever
 kept here), a full window or a full tunnel stops the reading from the
 application.
-
-A stream starts with a small window and is given a larger one each time it has
-moved a window's worth to an application that takes it: measured, bulk at
-256 KiB costs 1.5 times the processor time of bulk at 4 MiB, because each
-window update wakes both ends. What all streams together were given beyond the
-start comes out of one budget, so that stuck readers cannot take a node's
-memory.
-
-A stream that shares its tunnel is given a quarter of that at most, and gives
-back what it has beyond: what bulk has under way lies in the tunnel's socket
-buffers, and the small messages of all others wait behind it. Measured, one
-upload beside 64 connections: their p99 is 3.2 times what it is without it at
-4 MiB, 1.8 times at 1 MiB, and eight uploads are as fast.
 """
 
 import select
@@ -42,10 +29,10 @@ from ztunnel.relay.pair import reset_on_close
 from ztunnel.relay.piped import MUST_BE_READ, Piped, Unpiped
 from ztunnel.relay.stream_owner import NOBODY, StreamOwner
 from ztunnel.relay.tunnel import Tunnel
+from ztunnel.relay.windows import StreamWindow
 
 _IN: Final = select.EPOLLIN | select.EPOLLRDHUP
 _OUT: Final = select.EPOLLOUT
-_SHARED: Final = 4  # part of the largest window that streams with company get
 _PIECE: Final = RECORD - HEADER  # payload of a piece that has a header of its own
 
 
@@ -57,8 +44,8 @@ class StreamFlow(StreamOwner):
     """
 
     __slots__ = (
-        "_app", "_app_done", "_begun_with", "_big", "_discarding", "_ended", "_fin_sent", "_first",
-        "_fit_at", "_granted", "_mask", "_other", "_ours", "_pending", "_piped", "_sent_before_end",
+        "_app", "_app_done", "_big", "_discarding", "_ended", "_fin_sent", "_first", "_fit_at",
+        "_mask", "_other", "_ours", "_pending", "_piped", "_sent_before_end", "_window",
         "app_is_client", "closed", "discarded", "engine", "fd", "from_app", "from_peer", "http",
         "owner", "recv_into", "recvmsg_into", "send", "sock", "stream", "tunnel",
     )  # fmt: skip
@@ -94,8 +81,7 @@ class StreamFlow(StreamOwner):
         self._pending = bytearray()
         self._piped: Piped | None = None  # goes to the application before `_pending`
         self._fit_at = stream.window  # bytes from the peer after which the window is looked at
-        self._begun_with = stream.window
-        self._granted = 0  # out of the budget
+        self._window = StreamWindow(tunnel.buffers.windows, self.http, stream)
         self._ours = 0  # bytes at the front of `_pending` that came from no peer
         self._mask = int(_IN)
         self._ended = False  # the peer sent END_STREAM
@@ -264,7 +250,7 @@ class StreamFlow(StreamOwner):
         elif ended:
             self._send_fin()
         elif self.from_peer >= self._fit_at:
-            self._fit_window()
+            self._fit_at = self.from_peer + self._window.fit()
 
     def deliver_many(self, views: list[memoryview], ended: bool) -> None:
         """The same for several pieces, with one system call."""
@@ -302,7 +288,7 @@ class StreamFlow(StreamOwner):
         elif ended:
             self._send_fin()
         elif self.from_peer >= self._fit_at:
-            self._fit_window()
+            self._fit_at = self.from_peer + self._window.fit()
 
     @property
     def takes_pipe(self) -> bool:
@@ -319,7 +305,7 @@ class StreamFlow(StreamOwner):
         if self._waits():
             self._arm(self._mask | _OUT)
         elif not self.closed and not ended and self.from_peer >= self._fit_at:
-            self._fit_window()
+            self._fit_at = self.from_peer + self._window.fit()
 
     def _waits(self) -> bool:
         """Whether something waits to be taken by the application."""
@@ -344,26 +330,6 @@ class StreamFlow(StreamOwner):
             self.http.consumed(self.stream, count)
             if self.http.out and not self.tunnel.dirty:
                 self.tunnel.mark_dirty()
-
-    def _fit_window(self) -> None:
-        """Doubles the stream's window as far as the budget and its share allow, or takes back what
-        it has beyond its share."""
-        windows = self.tunnel.buffers.windows
-        window = self.stream.window
-        # What it was shrunk by last time: only now has the peer used the credit that it had.
-        spare = self._granted - (window - self._begun_with)
-        windows.left += spare
-        self._granted -= spare
-        alone = len(self.http.streams) == 1
-        more = min(window, (windows.largest if alone else windows.largest // _SHARED) - window)
-        if more > 0:
-            more = min(more, windows.left)
-            windows.left -= more
-            self._granted += more
-            self.http.grow_window(self.stream, more)
-        elif less := min(-more, self._granted):
-            self.http.shrink_window(self.stream, less)
-        self._fit_at = self.from_peer + max(window, self.stream.window)
 
     def start_with(self, ours: bytes, early: bytes, ended: bool) -> None:
         """What goes to the application first: bytes of ours (a PROXY header), and what the
@@ -485,7 +451,7 @@ class StreamFlow(StreamOwner):
             self._piped.discard()
             self._piped = None
         self.stream.owner = NOBODY  # also lets go of one another without the garbage collector
-        self.tunnel.buffers.windows.left += self._granted
+        self._window.release()
         self.engine.close_own(self.sock)
         self.tunnel.stream_ended()
         self.owner.flow_ended(
