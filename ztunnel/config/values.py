@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from ztunnel.linux.routing import MarkedIsLocal
+
 DURATION_UNITS: Final[Mapping[str, float]] = {
     "ns": 1e-9,
     "us": 1e-6,
@@ -22,9 +24,7 @@ _DURATION_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|µs|ms|s|m|h|d)
 _INTEGER: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _QUANTITY: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(m?)", re.ASCII)
 _LONGEST: Final = 100 * 365 * 86400.0
-# A packet mark of the capture rules: istio-cni's, and our node agent's.
-_ANSWERS: Final = 0x111
-_ANSWERS_MASK: Final = 0xFFF
+_ANSWERS: Final = MarkedIsLocal()
 
 
 def boolean(text: str) -> bool:
@@ -53,9 +53,9 @@ def packet_mark(text: str) -> int | None:
             # A moment later the agent may have written it; whoever runs us starts us again.
             raise ValueError(f"no mark can be read from this file: {error}") from error
     mark = integer(text, 0, 2**32 - 1)
-    if mark & _ANSWERS_MASK == _ANSWERS:
+    if mark & _ANSWERS.mask == _ANSWERS.mark:
         raise ValueError(
-            f"{mark:#x} ends in {_ANSWERS:#x}, by which capture rules know what applications "
+            f"{mark:#x} ends in {_ANSWERS.mark:#x}, by which capture rules know what applications "
             "answer: connections would get no answer"
         )
     return mark or None

@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.ztunnel.http2.exchange import data_of, feed, fresh_client, pair, pump, tunnel
 from ztunnel.http2 import (
@@ -137,6 +139,42 @@ def test_a_window_that_grows_again_before_it_is_paid_off_owes_less() -> None:
     pump(client, server)
     assert client.sendable(ours) == 450_000
     assert theirs.window == 450_000
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["send", "consume", "grow", "shrink"]), st.integers(1, 300_000)),
+        max_size=60,
+    )
+)
+def test_whatever_becomes_of_a_window_it_is_kept_and_never_stalls(
+    steps: list[tuple[str, int]],
+) -> None:
+    client, server = pair(server=LocalSettings(initial_window=200_000))
+    ours, theirs = tunnel(client, server)
+    unread = 0
+    for step, count in steps:
+        if step == "send":
+            unread += client.send(ours, bytes(count))
+        elif step == "consume":
+            server.consumed(theirs, min(count, unread))
+            unread -= min(count, unread)
+        elif step == "grow":
+            server.grow_window(theirs, count)
+        elif count < theirs.window:
+            server.shrink_window(theirs, count)
+        pump(client, server)
+        assert client.sendable(ours) == theirs.recv_window
+        assert theirs.recv_window + theirs.owed + unread == theirs.window
+    server.consumed(theirs, unread)
+    pump(client, server)
+    assert client.sendable(ours) > 0, "nothing is unread, so more may come"
+    for _ in range(20):  # what was shrunk has been paid off when all credit was used once
+        count = client.send(ours, bytes(client.sendable(ours)))
+        pump(client, server)
+        server.consumed(theirs, count)
+        pump(client, server)
+    assert 0 < client.sendable(ours) <= theirs.window
 
 
 def test_no_credit_for_a_stream_that_the_peer_has_ended() -> None:
